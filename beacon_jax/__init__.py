@@ -1,0 +1,27 @@
+"""Beacon post-training quantization (arXiv 2508.20293) in JAX/Flax."""
+
+from beacon_jax.checkpoint import load_params, load_quantized, save_params, save_quantized
+from beacon_jax.evaluate import evaluate
+from beacon_jax.pipeline import LayerReport, QuantizedModel, quantize_model
+from beacon_jax.quant.alphabets import make_alphabet
+from beacon_jax.quant.gram import GramStats
+from beacon_jax.quant.methods import METHODS
+from beacon_jax.quant.quantized import QuantizedMatrix
+from beacon_jax.spec import LayerRule, QuantSpec
+
+__all__ = [
+    "METHODS",
+    "GramStats",
+    "LayerReport",
+    "LayerRule",
+    "QuantSpec",
+    "QuantizedMatrix",
+    "QuantizedModel",
+    "evaluate",
+    "load_params",
+    "load_quantized",
+    "make_alphabet",
+    "quantize_model",
+    "save_params",
+    "save_quantized",
+]

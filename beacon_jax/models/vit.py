@@ -1,0 +1,144 @@
+"""Vision transformers in Flax Linen, as timm's `deit_{tiny,small,base}_patch16_224` (arXiv 2012.12877).
+
+Parameter names follow timm (`blocks.0.attn.qkv.weight` is blocks_0/attn/qkv/kernel). Every linear map is an nn.Dense,
+the patch embedding included, so each kernel is an (inputs, outputs) matrix. `ViT.stages` cuts the model into the pieces
+that the quantization pipeline runs one after another; run in order they give `ViT.__call__`.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from beacon_jax.models.stages import Stage
+
+LAYER_NORM_EPS = 1e-6  # timm's; the Flax default happens to be the same, but must not drift
+_token_init = nn.initializers.truncated_normal(0.02)
+
+
+def _dense(features: int, name: str) -> nn.Dense:
+    return nn.Dense(features, kernel_init=nn.initializers.truncated_normal(0.02), name=name)
+
+
+def _layer_norm(name: str) -> nn.LayerNorm:
+    return nn.LayerNorm(epsilon=LAYER_NORM_EPS, name=name)
+
+
+class PatchEmbed(nn.Module):
+    """Non-overlapping patches, flattened row-major (row, column, channel) and projected: (B, H, W, c) → (B, T, width)."""
+
+    patch_size: int
+    width: int
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Embeds the patches of images whose sides are multiples of the patch size."""
+        batch, height, width, channels = images.shape
+        p = self.patch_size
+        patches = images.reshape(batch, height // p, p, width // p, p, channels).transpose(0, 1, 3, 2, 4, 5)
+        return _dense(self.width, "proj")(patches.reshape(batch, -1, p * p * channels))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused qkv projection, q first: (B, T, width) → (B, T, width)."""
+
+    heads: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Attends over the T tokens of each image."""
+        batch, tokens, width = x.shape
+        qkv = _dense(3 * width, "qkv")(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
+        q, k, v = jnp.moveaxis(qkv, 2, 0)
+        scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5
+        out = jnp.einsum("bhqk,bkhd->bqhd", nn.softmax(scores), v)
+        return _dense(width, "proj")(out.reshape(batch, tokens, width))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with exact (erf) GELU between."""
+
+    hidden: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, T, width) → (B, T, width)."""
+        return _dense(x.shape[-1], "fc2")(nn.gelu(_dense(self.hidden, "fc1")(x), approximate=False))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block."""
+
+    heads: int
+    hidden: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, T, width) → (B, T, width)."""
+        x = x + Attention(self.heads, name="attn")(_layer_norm("norm1")(x))
+        return x + Mlp(self.hidden, name="mlp")(_layer_norm("norm2")(x))
+
+
+class ViT(nn.Module):
+    """DeiT: class token first, learned positions added after it, LayerNorm, head on the class token."""
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    heads: int
+    channels: int = 3
+    classes: int = 1000
+    mlp_ratio: int = 4
+
+    def setup(self):
+        """Declares the parameters under their timm names."""
+        tokens = (self.image_size // self.patch_size) ** 2 + 1
+        self.patch_embed = PatchEmbed(self.patch_size, self.width)
+        self.cls_token = self.param("cls_token", _token_init, (1, 1, self.width))
+        self.pos_embed = self.param("pos_embed", _token_init, (1, tokens, self.width))
+        self.blocks = [Block(self.heads, self.mlp_ratio * self.width) for _ in range(self.depth)]
+        self.norm = nn.LayerNorm(epsilon=LAYER_NORM_EPS)
+        self.head = nn.Dense(self.classes, kernel_init=nn.initializers.truncated_normal(0.02))
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Logits (B, classes) of images (B, image_size, image_size, channels)."""
+        x = self.embed(images)
+        for block in self.blocks:
+            x = block(x)
+        return self.classify(x)
+
+    def embed(self, images: jax.Array) -> jax.Array:
+        """Tokens (B, T, width) of images; ValueError on images of another size."""
+        expected = (self.image_size, self.image_size, self.channels)
+        if images.shape[1:] != expected:
+            raise ValueError(f"this model takes images of shape {expected}, got {images.shape[1:]}")
+        x = self.patch_embed(images)
+        cls = jnp.broadcast_to(self.cls_token, (x.shape[0], 1, self.width)).astype(x.dtype)
+        return jnp.concatenate([cls, x], axis=1) + self.pos_embed
+
+    def classify(self, x: jax.Array) -> jax.Array:
+        """Logits (B, classes) of the last block's tokens (B, T, width)."""
+        return self.head(self.norm(x)[:, 0])
+
+    @nn.nowrap
+    def stages(self) -> list[Stage]:
+        """The model as pieces that run one after another: embedding, blocks, classifier."""
+        block = Block(self.heads, self.mlp_ratio * self.width, parent=None)
+        blocks = [Stage(block, path=(f"blocks_{i}",)) for i in range(self.depth)]
+        return [Stage(self, method="embed"), *blocks, Stage(self, method="classify")]
+
+
+# Every model size, in one table.
+VARIANTS: dict[str, dict] = {
+    "deit_base_patch16_224": dict(image_size=224, patch_size=16, width=768, depth=12, heads=12),
+    "deit_small_patch16_224": dict(image_size=224, patch_size=16, width=384, depth=12, heads=6),
+    "deit_tiny_patch16_224": dict(image_size=224, patch_size=16, width=192, depth=12, heads=3),
+    "deit_digits": dict(image_size=8, patch_size=2, width=48, depth=4, heads=4, channels=1, classes=10),
+}
+
+
+def create_vit(name: str) -> ViT:
+    """The model of that name; ValueError names the known ones."""
+    if name not in VARIANTS:
+        raise ValueError(f"unknown model {name!r}; expected one of {', '.join(VARIANTS)}")
+    return ViT(**VARIANTS[name])

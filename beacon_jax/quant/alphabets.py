@@ -1,0 +1,123 @@
+"""Quantization alphabets: the fixed, unscaled levels that codes are drawn from.
+
+An alphabet is a (K,) ascending array. `make_alphabet` builds it from a name or checks a user's list;
+`Levels` is the same alphabet in the form the solvers want inside jit.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+MAX_LEVELS = 256  # codes are stored as uint8
+
+
+def _named() -> dict[str, tuple[float, ...]]:
+    half = {bits: tuple(np.arange(2**bits) - 2 ** (bits - 1) + 0.5) for bits in range(2, 9)}
+    table = {
+        "1.58": (-1.0, 0.0, 1.0),
+        "2.32": (-2.0, -1.0, 0.0, 1.0, 2.0),
+        "2.58": (-2.5, -1.5, -0.5, 0.5, 1.5, 2.5),
+    }
+    table |= {str(bits): levels for bits, levels in half.items()}
+    table |= {f"int{bits}": tuple(np.arange(2**bits) - 2.0 ** (bits - 1)) for bits in range(2, 9)}
+    return table
+
+
+NAMED = _named()
+
+
+def make_alphabet(spec: str | float | Sequence[float]) -> np.ndarray:
+    """Returns the alphabet that `spec` names or lists, as a (K,) float64 array, ascending.
+
+    Names (Beacon, arXiv 2508.20293): "1.58" (-1, 0, 1), "2.32" (-2 … 2), "2.58" (±0.5, ±1.5, ±2.5), "2" … "8"
+    (symmetric half-integers, paper v1), "int2" … "int8" (integers -2^(b-1) … 2^(b-1)-1, paper v2). A number is
+    read as its name (2 is "2"). Any other sequence is taken as the levels themselves.
+
+    Raises:
+      ValueError: unknown name; fewer than 2 or more than 256 levels; levels not finite or not strictly ascending.
+    """
+    if isinstance(spec, (str, int, float)):
+        name = f"{spec:g}" if isinstance(spec, float) else str(spec)
+        if name not in NAMED:
+            raise ValueError(f"unknown alphabet {spec!r}; expected one of {', '.join(NAMED)} or a list of levels")
+        return np.asarray(NAMED[name], np.float64)
+    levels = np.asarray(spec, np.float64)
+    if levels.ndim != 1 or not 2 <= levels.size <= MAX_LEVELS:
+        raise ValueError(f"an alphabet is a list of 2 to {MAX_LEVELS} levels, got shape {levels.shape}: {spec!r}")
+    if not np.all(np.isfinite(levels)) or not np.all(np.diff(levels) > 0):
+        raise ValueError(f"alphabet levels must be finite, distinct and in ascending order, got {levels.tolist()}")
+    return levels
+
+
+def is_symmetric(alphabet: np.ndarray) -> bool:
+    """Whether A = −A, so that the sign of a scale is free."""
+    return bool(np.array_equal(alphabet, -alphabet[::-1]))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Levels:
+    """An alphabet as the solvers use it; every field is a scalar but `table`.
+
+    Invariants: level i is first + i·step exactly when `table` is None (every named alphabet), else table[i]. Only a
+    table's shape depends on K, so one compiled solver serves all evenly spaced alphabets, whatever their size.
+    """
+
+    first: jax.Array
+    last: jax.Array
+    step: jax.Array
+    count: jax.Array  # K, as a float
+    smallest: jax.Array  # the level of smallest magnitude
+    smallest_positive: jax.Array  # 0 if there is none
+    smallest_negative: jax.Array  # negative level of smallest magnitude, 0 if there is none
+    table: jax.Array | None
+
+    @classmethod
+    def of(cls, alphabet: np.ndarray, dtype) -> "Levels":
+        """Builds the levels from a (K,) ascending alphabet."""
+        alphabet = np.asarray(alphabet, dtype)
+        step = alphabet[1] - alphabet[0]
+        even = np.array_equal(alphabet[0] + np.arange(alphabet.size, dtype=alphabet.dtype) * step, alphabet)
+        positive, negative = alphabet[alphabet > 0], alphabet[alphabet < 0]
+        scalars = (
+            alphabet[0],
+            alphabet[-1],
+            step,
+            alphabet.size,
+            alphabet[np.argmin(np.abs(alphabet))],
+            positive[0] if positive.size else 0.0,
+            negative[-1] if negative.size else 0.0,
+        )
+        table = None if even else jnp.asarray(alphabet)
+        return cls(*(jnp.asarray(s, dtype) for s in scalars), table=table)
+
+    @property
+    def max_abs(self) -> jax.Array:
+        """The largest magnitude of a level."""
+        return jnp.maximum(jnp.abs(self.first), jnp.abs(self.last))
+
+    def bracket(self, p: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The neighbouring levels lo ≤ p < hi; the two end levels on that side where p is outside the alphabet."""
+        if self.table is None:
+            i = jnp.clip(jnp.floor((p - self.first) / self.step), 0, self.count - 2)
+            lo = self.first + i * self.step
+            return lo, lo + self.step
+        k = self.table.size
+        i = jnp.clip(jnp.searchsorted(self.table, p, side="right", method="scan_unrolled") - 1, 0, k - 2)
+        return self.table[i], self.table[i + 1]
+
+    def nearest(self, p: jax.Array) -> jax.Array:
+        """The level nearest to p, the lower one of two equally near."""
+        lo, hi = self.bracket(p)
+        return jnp.where(p - lo > hi - p, hi, lo)
+
+    def index(self, q: jax.Array) -> jax.Array:
+        """uint8 position in the alphabet of values q that are levels."""
+        if self.table is None:
+            i = jnp.round((q - self.first) / self.step)
+        else:
+            i = jnp.searchsorted(self.table, q, method="scan_unrolled")
+        return i.astype(jnp.uint8)

@@ -1,0 +1,254 @@
+"""Beacon (Zhang & Saab, arXiv 2508.20293): codes whose direction matches the output's, the scale in closed form.
+
+Glossary (one layer; one column of W is one output channel and is quantized by itself)
+  X, X̃   (m, N)  inputs in the float model and in the partly quantized model; only Gram matrices of them are needed
+  w, q    (N,)    a column of the kernel, and its codes, every entry in the alphabet A
+  H, G, F (N, N)  X̃ᵀX̃, X̃ᵀX, XᵀX
+  y, s    (m,)    the target Xw (in the greedy start its partial sums) and the running sum Σ q_j X̃_j; never formed
+  h, d    scalars ⟨y, X̃_t⟩ and ⟨s, X̃_t⟩ for the coordinate t at hand, s without it
+  a, c    scalars ⟨y, s⟩ and ‖s‖², s without coordinate t
+Choosing level p for coordinate t turns the cosine ∠(y, s + p X̃_t) into f(p) / ‖y‖ with
+
+    f(p) = (a + p h) / √(c + 2 p d + p² H_tt),     f′(p) ∝ (h c − a d) − p (a H_tt − h d),
+
+one stationary point, so the best of K levels is found in O(1) (`best_level`).
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from beacon_jax.quant.alphabets import Levels, is_symmetric
+from beacon_jax.quant.checks import check_problem
+from beacon_jax.quant.gram import GramStats
+from beacon_jax.quant.quantized import QuantizedMatrix
+from beacon_jax.quant.scales import least_squares_scale
+from beacon_jax.quant.sweep import blocked_pass, map_channel_chunks, matmul, pad_rows, pad_square
+
+CENTERINGS = ("none", "mean")
+
+
+def quantize(
+    kernel: jax.Array,
+    stats: GramStats,
+    alphabet: jax.Array,
+    *,
+    sweeps: int = 6,
+    centering: str = "none",
+    block_size: int = 64,
+    channel_chunk: int | None = None,
+) -> QuantizedMatrix:
+    """Beacon, Algorithm 1 of arXiv 2508.20293, from Gram statistics.
+
+    Per channel it maximises cos∠(Xw, X̃q) over the codes q: a greedy start, then up to `sweeps` passes of exact
+    coordinate maximisation, stopped at the fixed point; the scale is c = ⟨Xw, X̃q⟩ / ‖X̃q‖² (Prop. 2.1). With
+    statistics of float inputs alone (X̃ = X) this is the paper's variant without error correction, with those of both
+    streams the one with it.
+
+    Where the paper leaves the codes open: while the running sum is zero every level of the right sign gives the same
+    cosine; then the level nearest to w_t/s is taken (0 where that is nearest), s the least-squares round-to-nearest
+    scale of the channel. Other ties take the lowest level. Inputs that are always zero take the level of smallest
+    magnitude. For an alphabet that is not symmetric both signs of w are solved and the better cosine kept, so the
+    scale may be negative.
+
+    Args:
+      kernel: (N, C) float.
+      stats: Gram statistics of width N.
+      alphabet: (K,) ascending levels.
+      sweeps: the paper's K, at least 0 (0 keeps the greedy start).
+      centering: "mean" quantizes W − 1·z with z the column means and puts the mean back as an offset, corrected for
+        the input's change: z · ⟨X1, X̃1⟩ / ‖X̃1‖² (asymmetric quantization). "none" for no offset.
+      block_size: coordinates per block. Speed only, not the result.
+      channel_chunk: channels solved at a time, None for all. Memory and speed only.
+
+    Returns:
+      QuantizedMatrix with info: cosine (C,) = cos∠(Xw, X̃q) of the (centred) channel; sweeps (C,) int32 passes made,
+      counting the one that found nothing to change; fixed_point (C,) bool; cosine_history (sweeps + 1, C) after the
+      start and after each pass.
+
+    Raises:
+      ValueError: bad shapes, values that are not finite, no calibration rows, unknown centering, sweeps < 0.
+    """
+    alphabet = check_problem(kernel, stats, alphabet)
+    if centering not in CENTERINGS:
+        raise ValueError(f"unknown centering {centering!r}; expected one of {', '.join(CENTERINGS)}")
+    if sweeps < 0:
+        raise ValueError(f"sweeps must be at least 0, got {sweeps}")
+    dtype = stats.H.dtype
+    kernel = jnp.asarray(kernel, dtype)
+    levels = Levels.of(alphabet, dtype)
+    offset = None
+    if centering == "mean":
+        mean = kernel.mean(0)
+        kernel = kernel - mean[None, :]
+        offset = mean * _offset_gain(stats)
+    solution = solve(
+        kernel,
+        stats,
+        levels,
+        sweeps=sweeps,
+        both_signs=not is_symmetric(alphabet),
+        block_size=block_size,
+        channel_chunk=channel_chunk,
+    )
+    info = {f.name: getattr(solution, f.name) for f in dataclasses.fields(solution) if f.name not in ("codes", "scale")}
+    return QuantizedMatrix(solution.codes, jnp.asarray(alphabet, dtype), solution.scale, offset, info)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Solution:
+    """Codes (N, C) uint8, scale (C,) and the facts of the solve, as in `quantize`."""
+
+    codes: jax.Array
+    scale: jax.Array
+    cosine: jax.Array
+    sweeps: jax.Array
+    fixed_point: jax.Array
+    cosine_history: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("sweeps", "both_signs", "block_size", "channel_chunk"))
+def solve(W, stats, levels, *, sweeps, both_signs, block_size, channel_chunk) -> Solution:
+    """The solver behind `quantize`: one trace per layer shape and dtype, whatever the (evenly spaced) alphabet."""
+    H, Gt = (pad_square(M, block_size) for M in (stats.H, stats.G.T))
+    h = matmul(stats.G, W)
+    start_h = matmul(jnp.tril(stats.G), W)
+    y_norm = jnp.sqrt(jnp.maximum((W * matmul(stats.F, W)).sum(0), 0))
+    first_level = levels.nearest(W / least_squares_scale(W, levels)[None, :])
+    columns = (W, h, start_h, first_level, y_norm)
+    if both_signs:
+        flipped = (-W, -h, -start_h, levels.nearest(-W / least_squares_scale(-W, levels)[None, :]), y_norm)
+        columns = tuple(jnp.concatenate(pair, axis=-1) for pair in zip(columns, flipped, strict=True))
+    solve_chunk = functools.partial(_solve_channels, H, Gt, levels, sweeps, block_size)
+    q, facts = map_channel_chunks(solve_chunk, channel_chunk, *columns)
+    q = q[: W.shape[0]]
+    if both_signs:
+        q, facts = _better_sign(q, facts)
+    v = matmul(stats.H, q)
+    a, beta = (h * q).sum(0), (q * v).sum(0)
+    scale = jnp.where(beta > 0, a / jnp.where(beta > 0, beta, 1), 0)
+    return Solution(levels.index(q), scale, _cosine(jnp.abs(a), beta, y_norm), **facts)
+
+
+def _solve_channels(H, Gt, levels, sweeps, block_size, W, h, start_h, first_level, y_norm):
+    """Greedy start and sweeps for some channels; q (N, C) and the per-channel facts."""
+    W, h, start_h, first_level = pad_rows((W, h, start_h, first_level), block_size)
+    diagonal = jnp.diagonal(H)
+    zero = jnp.zeros_like(y_norm)
+
+    def greedy_step(H_tt, row, products, _q, state):
+        w, h, first = row
+        d, g = products  # ⟨s, X̃_t⟩ and ⟨s, X_t⟩
+        a, c = state
+        a = a + w * g  # y gains w_t X_t before the level is chosen
+        p = best_level(levels, first, a, c, h, d, H_tt)
+        return p, (a + p * h, c + 2 * p * d + p * p * H_tt)
+
+    def sweep_step(H_tt, row, products, q, state):
+        h, first = row
+        a, beta, changed = state
+        d = products[0] - q * H_tt
+        a_, c_ = a - q * h, beta - 2 * q * d - q * q * H_tt
+        p = best_level(levels, first, a_, c_, h, d, H_tt)
+        moves = p != q  # a code that stays leaves a and β untouched to the last bit, so a fixed point stays one
+        a = jnp.where(moves, a_ + p * h, a)
+        beta = jnp.where(moves, c_ + 2 * p * d + p * p * H_tt, beta)
+        return p, (a, beta, changed | moves)
+
+    start = (W, start_h, first_level)
+    q, (a, beta) = blocked_pass(greedy_step, (H, Gt), diagonal, start, jnp.zeros_like(W), (zero, zero), block_size)
+    a = (h * q).sum(0)
+    history = jnp.zeros((sweeps + 1, *y_norm.shape), y_norm.dtype).at[0].set(_cosine(a, beta, y_norm))
+
+    def sweep(carry):
+        k, q, a, beta, history, made, moving = carry
+        unchanged = jnp.zeros_like(moving)
+        a = (h * q).sum(0)  # afresh, so that rounding cannot drift
+        q, (a, beta, changed) = blocked_pass(
+            sweep_step, (H,), diagonal, (h, first_level), q, (a, beta, unchanged), block_size
+        )
+        history = history.at[k + 1].set(jnp.where(changed, _cosine(a, beta, y_norm), history[k]))
+        return k + 1, q, a, beta, history, jnp.where(moving, k + 1, made), moving & changed
+
+    def unfinished(carry):
+        return (carry[0] < sweeps) & carry[-1].any()
+
+    moving = jnp.ones(y_norm.shape, bool)
+    carry = (0, q, a, beta, history, jnp.zeros(y_norm.shape, jnp.int32), moving)
+    k, q, a, beta, history, made, moving = lax.while_loop(unfinished, sweep, carry)
+    after = jnp.arange(sweeps + 1)[:, None] > k
+    history = jnp.where(after, history[k][None, :], history)
+    return q, {"sweeps": made, "fixed_point": ~moving, "cosine_history": history}
+
+
+def best_level(levels, first, a, c, h, d, H_tt):
+    """The level p of largest f(p) = (a + p h) / √(c + 2 p d + p² H_tt), in O(1); scalars of one channel.
+
+    `first` is the level for an empty running sum: the one nearest to w_t/s (see `quantize`). Ties go to the lower level.
+    """
+    tol = float(jnp.finfo(jnp.result_type(c)).eps) ** 0.8
+    num, den = h * c - a * d, a * H_tt - h * d
+    # One stationary point num/den: a maximum between two neighbouring levels, or else the ends are best.
+    peaked = den > 0
+    lo, hi = levels.bracket(jnp.where(peaked, num / jnp.where(peaked, den, 1), 0))
+    lo, hi = jnp.where(peaked, lo, levels.first), jnp.where(peaked, hi, levels.last)
+    p = jnp.where(_is_higher(num, den, a, h, lo, hi, tol), hi, lo)
+    # X̃_t parallel to s: f takes two values only, and steps from one to the other where s + p X̃_t changes sign.
+    parallel = c * H_tt - d * d <= tol * c * H_tt
+    p = jnp.where(parallel, _first_of_right_sign(levels, a, d, H_tt, tol), p)
+    # Empty running sum: every level of the sign of h gives the same cosine.
+    empty = c <= tol * H_tt * jnp.square(levels.max_abs)
+    p = jnp.where(empty, _right_sign(levels, first, h), p)
+    return jnp.where(H_tt > 0, p, levels.smallest)
+
+
+def _is_higher(num, den, a, h, lo, hi, tol):
+    """Whether f(hi) > f(lo), without the square roots and the cancellation of evaluating f.
+
+    With n = a + p h the numerators, f(hi)² − f(lo)² has the sign of (hi − lo) (num (n_lo + n_hi) − den (lo n_hi + hi n_lo)).
+    """
+    n_lo, n_hi = a + lo * h, a + hi * h
+    gain = num * (n_lo + n_hi) - den * (lo * n_hi + hi * n_lo)
+    noise = tol * (jnp.abs(num) * (jnp.abs(n_lo) + jnp.abs(n_hi)) + jnp.abs(den) * (jnp.abs(lo * n_hi) + jnp.abs(hi * n_lo)))
+    both_positive, both_negative = (n_lo > 0) & (n_hi > 0), (n_lo <= 0) & (n_hi <= 0)
+    return jnp.where(both_positive, gain > noise, jnp.where(both_negative, gain < -noise, n_hi > n_lo))
+
+
+def _first_of_right_sign(levels, a, d, H_tt, tol):
+    """For X̃_t parallel to s: the lowest level p for which ⟨y, s + p X̃_t⟩ > 0, else the lowest that makes it largest."""
+    turn = -d / jnp.where(H_tt > 0, H_tt, 1)  # s + p X̃_t = 0
+    margin = tol * levels.max_abs
+    _, above = levels.bracket(turn + margin)
+    above = jnp.where(turn + margin < levels.first, levels.first, above)
+    none_above = jnp.where(turn - margin <= levels.last, levels.last, levels.first)
+    above = jnp.where(turn + margin < levels.last, above, none_above)
+    return jnp.where(a * d > 0, above, levels.first)
+
+
+def _right_sign(levels, first, h):
+    """`first` where it is 0 or has the sign of h, else the smallest level of that sign, if there is one."""
+    other = jnp.where(h > 0, levels.smallest_positive, levels.smallest_negative)
+    return jnp.where((first * h < 0) & (other != 0), other, first)
+
+
+def _better_sign(q, facts):
+    """Of the solutions for w and for −w, side by side, the one with the better final cosine; equal ones give w's."""
+    C = q.shape[1] // 2
+    final = facts["cosine_history"][-1]
+    plus = final[:C] >= final[C:] - float(jnp.finfo(final.dtype).eps) ** 0.8
+    return jax.tree.map(lambda x: jnp.where(plus if x.ndim == 1 else plus[None, :], x[..., :C], x[..., C:]), (q, facts))
+
+
+def _cosine(a, beta, y_norm):
+    norm = jnp.sqrt(jnp.maximum(beta, 0)) * y_norm
+    return jnp.where(norm > 0, a / jnp.where(norm > 0, norm, 1), 0)
+
+
+def _offset_gain(stats):
+    """⟨X1, X̃1⟩ / ‖X̃1‖², by which the mean's offset changes when the inputs do; 1 where X̃1 = 0 or X̃ = X."""
+    cross, norm = stats.G.sum(), stats.H.sum()
+    return jnp.where(norm > 0, cross / jnp.where(norm > 0, norm, 1), 1)

@@ -1,0 +1,31 @@
+"""Checks of a quantization problem, made once before any solver starts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from beacon_jax.quant.alphabets import make_alphabet
+from beacon_jax.quant.gram import GramStats
+
+
+def check_problem(kernel: jax.Array, stats: GramStats, alphabet) -> np.ndarray:
+    """Returns the checked alphabet (K,) as float64; the values of traced arrays are taken on trust.
+
+    Raises:
+      ValueError: kernel not (N, C); statistics of another width, of no rows or not finite; kernel not finite; an
+        alphabet that is not ascending.
+    """
+    if jnp.ndim(kernel) != 2:
+        raise ValueError(f"expected a 2-D kernel (inputs, outputs), got shape {jnp.shape(kernel)}")
+    if stats.width != kernel.shape[0]:
+        raise ValueError(
+            f"the statistics are for {stats.width} inputs, but the kernel of shape {kernel.shape} has {kernel.shape[0]}"
+        )
+    if not isinstance(stats.count, jax.core.Tracer):
+        if stats.count == 0:
+            raise ValueError("no calibration rows: the statistics are empty; update them with at least one batch")
+        if not all(bool(jnp.isfinite(a).all()) for a in (stats.H, stats.G, stats.F)):
+            raise ValueError("NaN or infinity in the calibration statistics: the layer's inputs are not all finite")
+    if not isinstance(kernel, jax.core.Tracer) and not bool(jnp.isfinite(kernel).all()):
+        raise ValueError(f"NaN or infinity in the kernel of shape {kernel.shape}")
+    return make_alphabet(alphabet)

@@ -1,0 +1,97 @@
+"""GPTQ (Frantar et al., arXiv 2210.17323): rounding in order, each error spread over the weights still to come.
+
+The published recursion updates all later weights after each one with a row of the Cholesky factor of H⁻¹. The same
+numbers come from one triangular factor R of H = RᵀR (R lower), without an inverse: when coordinate t is rounded its
+weight has become
+
+    w′_t = w_t + Σ_{j<t} (R_tj / R_tt) (w_j − ŵ_j),
+
+a product with a fixed strictly lower matrix, which is what `sweep.blocked_pass` does fast.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import cho_solve
+
+from beacon_jax.quant import beacon
+from beacon_jax.quant.alphabets import Levels
+from beacon_jax.quant.checks import check_problem
+from beacon_jax.quant.gram import GramStats
+from beacon_jax.quant.quantized import QuantizedMatrix
+from beacon_jax.quant.scales import SCALES, scale_and_offset
+from beacon_jax.quant.sweep import blocked_pass, matmul, pad_rows, pad_square
+
+
+def quantize(
+    kernel: jax.Array,
+    stats: GramStats,
+    alphabet: jax.Array,
+    *,
+    scale: str = "absmax",
+    symmetric: bool = True,
+    act_order: bool = False,
+    damping: float = 0.01,
+    block_size: int = 64,
+) -> QuantizedMatrix:
+    """GPTQ from Gram statistics, on a grid fixed beforehand.
+
+    With statistics of one stream this is the published method. With those of both (H ≠ G) it minimises
+    ‖XW − X̃Ŵ‖² all the same, by starting from the least-squares weights W + (H + λI)⁻¹(G − H)W in place of W.
+
+    Args:
+      kernel: (N, C) float.
+      stats: Gram statistics of width N.
+      alphabet: (K,) ascending levels.
+      scale: "absmax", "lsq" (least squared weight error), or "beacon": the scale that Beacon finds for the channel,
+        the paper's GPTQ* (symmetric only).
+      symmetric: True for scale · levels, False for a min/max grid with a zero point (an offset).
+      act_order: round the coordinates in descending order of diag(H) instead of their natural order.
+      damping: λ as a fraction of the mean of diag(H).
+      block_size: coordinates per block. Speed only, not the result.
+
+    Raises:
+      ValueError: as `check_problem`; unknown scale; damping not positive; "beacon" scale with a zero point.
+    """
+    alphabet = check_problem(kernel, stats, alphabet)
+    if damping <= 0:
+        raise ValueError(f"damping must be positive, so that H + λI can be factored; got {damping}")
+    if scale not in (*SCALES, "beacon"):
+        raise ValueError(f"unknown scale {scale!r}; expected one of {', '.join(SCALES)}, beacon")
+    if scale == "beacon" and not symmetric:
+        raise ValueError("scale='beacon' has no zero point; use symmetric=True")
+    dtype = stats.H.dtype
+    kernel, levels = jnp.asarray(kernel, dtype), Levels.of(alphabet, dtype)
+    if scale == "beacon":
+        s = beacon.quantize(kernel, stats, alphabet).scale
+        s = jnp.where(s != 0, s, 1)
+        z = jnp.zeros_like(s)
+    else:
+        s, z = scale_and_offset(kernel, levels, scale, symmetric)
+    codes = _solve(kernel, stats, levels, s, z, damping, act_order=act_order, block_size=block_size)
+    return QuantizedMatrix(codes, jnp.asarray(alphabet, dtype), s, None if symmetric else z)
+
+
+@functools.partial(jax.jit, static_argnames=("act_order", "block_size"))
+def _solve(W, stats, levels, s, z, damping, *, act_order, block_size):
+    N = W.shape[0]
+    diagonal = jnp.diagonal(stats.H)
+    # All inputs dead: any positive ridge will do.
+    ridge = damping * jnp.where(diagonal.sum() > 0, diagonal.mean(), 1)
+    H = stats.H + ridge * jnp.eye(N, dtype=W.dtype)
+    W = W + cho_solve((jnp.linalg.cholesky(H), True), matmul(stats.G - stats.H, W))
+    order = jnp.argsort(-diagonal, stable=True) if act_order else jnp.arange(N)
+    H, W = H[order][:, order], W[order]
+    R = jnp.linalg.cholesky(H[::-1, ::-1])[::-1, ::-1].T
+    feedback = jnp.tril(R / jnp.diagonal(R)[:, None], -1)
+    # w′_t = target_t − (feedback Ŵ)_t, and Ŵ = s q + z
+    target = W + matmul(feedback, W) - feedback.sum(1)[:, None] * z[None, :]
+
+    def step(_, target_t, products, _q, state):
+        s, z = state
+        return levels.nearest((target_t - s * products[0] - z) / s), state
+
+    rows, M = pad_rows(target, block_size), pad_square(feedback, block_size)
+    q, _ = blocked_pass(step, (M,), jnp.zeros(rows.shape[0]), rows, jnp.zeros_like(rows), (s, z), block_size)
+    return levels.index(jnp.zeros_like(W).at[order].set(q[:N]))

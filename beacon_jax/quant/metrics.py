@@ -1,0 +1,36 @@
+"""How well a quantized kernel reproduces its layer's output, from Gram statistics."""
+
+import jax
+import jax.numpy as jnp
+
+from beacon_jax.quant.gram import GramStats
+from beacon_jax.quant.quantized import QuantizedMatrix
+from beacon_jax.quant.sweep import matmul
+
+
+def relative_output_error(kernel: jax.Array, quantized: QuantizedMatrix, stats: GramStats) -> jax.Array:
+    """‖XW − X̃Ŵ‖² / ‖XW‖² over all channels, a scalar; 0 where XW = 0 = X̃Ŵ. kernel (N, C)."""
+    error, target = _output_errors(jnp.asarray(kernel, stats.H.dtype), quantized.dequantize(), stats)
+    return jnp.where(error.sum() > 0, error.sum() / target.sum(), 0)
+
+
+def cosines(kernel: jax.Array, quantized: QuantizedMatrix, stats: GramStats) -> jax.Array:
+    """cos∠(Xw, X̃ŵ) per channel, (C,), offset included; 0 where either output is zero. kernel (N, C)."""
+    return _cosines(jnp.asarray(kernel, stats.H.dtype), quantized.dequantize(), stats)
+
+
+@jax.jit
+def _output_errors(W, W_hat, stats):
+    # ‖X̃E + (X − X̃)W‖² with E = W − Ŵ: no cancellation of large terms when Ŵ ≈ W and X̃ ≈ X.
+    E = W - W_hat
+    change = stats.F - stats.G - stats.G.T + stats.H
+    error = (E * matmul(stats.H, E)).sum(0) + 2 * (E * matmul(stats.G - stats.H, W)).sum(0)
+    error = error + (W * matmul(change, W)).sum(0)
+    return jnp.maximum(error, 0), (W * matmul(stats.F, W)).sum(0)
+
+
+@jax.jit
+def _cosines(W, W_hat, stats):
+    cross = (W_hat * matmul(stats.G, W)).sum(0)
+    norm = jnp.sqrt(jnp.maximum((W * matmul(stats.F, W)).sum(0) * (W_hat * matmul(stats.H, W_hat)).sum(0), 0))
+    return jnp.where(norm > 0, cross / jnp.where(norm > 0, norm, 1), 0)

@@ -1,0 +1,36 @@
+"""The result of every method: codes, alphabet, scale and offset of one kernel."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class QuantizedMatrix:
+    """A kernel quantized per output channel: Ŵ = scale · alphabet[codes] + offset.
+
+    Invariants: codes (N, C) uint8, every entry < K; alphabet (K,) ascending, float; scale (C,) float, finite, of
+    either sign; offset (C,) float, or None for no offset. alphabet, scale and offset share one dtype, which is the
+    dtype of the dequantized kernel.
+
+    `info` holds (…, C) arrays that the method reports about its solve (Beacon: cosine, sweeps, fixed_point and
+    cosine_history). It is no part of the quantized weights and is not saved.
+    """
+
+    codes: jax.Array
+    alphabet: jax.Array
+    scale: jax.Array
+    offset: jax.Array | None = None
+    info: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, C) of the kernel."""
+        return self.codes.shape
+
+    def dequantize(self) -> jax.Array:
+        """The (N, C) kernel Ŵ."""
+        kernel = self.scale[None, :] * self.alphabet[self.codes.astype(jnp.int32)]
+        return kernel if self.offset is None else kernel + self.offset[None, :]

@@ -1,0 +1,75 @@
+"""Per-channel scales (and offsets) fixed before rounding: what RTN, GPTQ and COMQ start from.
+
+Beacon needs none of these; its tie rule uses `least_squares_scale` to decide the level of a channel's first code.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from beacon_jax.quant.alphabets import Levels
+
+FRACTIONS = 100
+SCALES = ("absmax", "lsq")
+
+
+def least_squares_scale(w: jax.Array, levels: Levels) -> jax.Array:
+    """(C,) scale s of least Σ(w − s·nearest(w/s))² among 0.01, 0.02, … 1.00 times max|w|/max A, for w (N, C)."""
+    return _best_fraction(w, levels, _full_scale(w, levels), lambda s: jnp.zeros_like(s))
+
+
+def scale_and_offset(w: jax.Array, levels: Levels, scale: str, symmetric: bool) -> tuple[jax.Array, jax.Array]:
+    """Scale and offset of every channel of w, for Ŵ = scale · levels + offset.
+
+    Args:
+      w: (N, C) kernel.
+      levels: the alphabet.
+      scale: "absmax" takes the whole range of the weights; "lsq" takes the best of 100 fractions of it, by the squared
+        weight error of round-to-nearest.
+      symmetric: True for max|w| → max A and offset 0. False for min/max quantization with a zero point: the channel's
+        [min w, max w], or the fraction of it about its middle, is mapped to [min A, max A].
+
+    Returns:
+      scale (C,) > 0 and offset (C,).
+
+    Raises:
+      ValueError: unknown scale.
+    """
+    if scale not in SCALES:
+        raise ValueError(f"unknown scale {scale!r}; expected one of {', '.join(SCALES)}")
+    if symmetric:
+        full = _full_scale(w, levels)
+
+        def offset(s):
+            return jnp.zeros_like(s)
+    else:
+        low, high = w.min(0), w.max(0)
+        full = _positive((high - low) / (levels.last - levels.first))
+
+        def offset(s):
+            return (low + high) / 2 - s * (levels.first + levels.last) / 2
+
+    s = _best_fraction(w, levels, full, offset) if scale == "lsq" else full
+    return s, offset(s)
+
+
+def _full_scale(w: jax.Array, levels: Levels) -> jax.Array:
+    return _positive(jnp.abs(w).max(0) / jnp.where(levels.last > 0, levels.last, levels.max_abs))
+
+
+def _positive(scale: jax.Array) -> jax.Array:
+    return jnp.where(scale > 0, scale, 1)  # a channel of equal weights has no range; any scale does for it
+
+
+def _best_fraction(w: jax.Array, levels: Levels, full: jax.Array, offset: Callable) -> jax.Array:
+    def try_fraction(i, best):
+        best_error, best_scale = best
+        s = full * (jnp.asarray(i + 1, full.dtype) / FRACTIONS)
+        z = offset(s)
+        rounded = s[None, :] * levels.nearest((w - z[None, :]) / s[None, :]) + z[None, :]
+        error = jnp.square(w - rounded).sum(0)
+        return jnp.minimum(error, best_error), jnp.where(error < best_error, s, best_scale)
+
+    return lax.fori_loop(0, FRACTIONS, try_fraction, (jnp.full_like(full, jnp.inf), full))[1]

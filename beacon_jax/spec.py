@@ -1,0 +1,117 @@
+"""What to quantize and how: QuantSpec, its rules, and the plan they make for the layers of a model."""
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from beacon_jax.quant.alphabets import make_alphabet
+from beacon_jax.quant.methods import METHODS
+from beacon_jax.streams import STORAGES
+
+CALIBRATE_ON = ("float", "quantized", "both")
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerRule:
+    """An exception for the layers whose whole name matches the regular expression `layers`.
+
+    What is None stays as in the QuantSpec. `skip` leaves the layers in float.
+    """
+
+    layers: str
+    method: str | None = None
+    alphabet: str | float | Sequence[float] | None = None
+    options: Mapping[str, Any] | None = None
+    skip: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantSpec:
+    """How to quantize a model.
+
+    Attributes:
+      method: a key of METHODS.
+      alphabet: an alphabet's name or its levels (see `make_alphabet`).
+      layers: regular expression; layers whose whole name matches are quantized.
+      calibrate_on: what a layer's inputs are taken from. "float": the float model (X̃ = X; Beacon without error
+        correction). "quantized": the model whose earlier layers are quantized, for the output as well. "both": the
+        float model's output from the quantized model's inputs (error correction).
+      options: keyword arguments of the method.
+      rules: exceptions, LayerRule or dicts of its fields; a rule's layers are quantized even where `layers` does not
+        match, and of several matching rules the last counts.
+      activations: where calibration activations wait between stages: "disk" (constant memory) or "memory".
+      allow_few_rows: accept fewer calibration rows than a layer has inputs (a rank-deficient Gram matrix).
+
+    Raises:
+      ValueError: unknown method, alphabet, option, calibrate_on or activations; bad regular expression.
+    """
+
+    method: str = "beacon"
+    alphabet: str | float | Sequence[float] = "2"
+    layers: str = r"blocks_\d+/.*"
+    calibrate_on: str = "both"
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    rules: Sequence[LayerRule | Mapping[str, Any]] = ()
+    activations: str = "disk"
+    allow_few_rows: bool = False
+
+    def __post_init__(self):
+        _check_choice("calibrate_on", self.calibrate_on, CALIBRATE_ON)
+        _check_choice("activations", self.activations, STORAGES)
+        rules = tuple(rule if isinstance(rule, LayerRule) else LayerRule(**rule) for rule in self.rules)
+        object.__setattr__(self, "rules", rules)
+        for rule in (self, *rules):
+            try:
+                re.compile(rule.layers)
+            except re.error as error:
+                raise ValueError(f"layers={rule.layers!r} is not a regular expression: {error}") from error
+            self._plan_layer(None if rule is self else rule)
+
+    def plan(self, layers: Sequence[str]) -> dict[str, "LayerPlan"]:
+        """The layers to quantize, in the order given, and how. ValueError if a pattern matches none of `layers`."""
+        for pattern in (self.layers, *(rule.layers for rule in self.rules)):
+            if not any(re.fullmatch(pattern, name) for name in layers):
+                raise ValueError(f"no layer matches {pattern!r}; the nn.Dense layers are {', '.join(layers) or 'none'}")
+        plan = {}
+        for name in layers:
+            rule = next((r for r in reversed(self.rules) if re.fullmatch(r.layers, name)), None)
+            if (rule or re.fullmatch(self.layers, name)) and not (rule and rule.skip):
+                plan[name] = self._plan_layer(rule)
+        if not plan:
+            raise ValueError("the rules skip every layer: nothing to quantize")
+        return plan
+
+    def _plan_layer(self, rule: LayerRule | None) -> "LayerPlan":
+        def own(field):
+            value = getattr(rule, field) if rule else None
+            return getattr(self, field) if value is None else value
+
+        method = own("method")
+        _check_choice("method", method, METHODS)
+        # Options belong to a method, so a rule that changes the method starts from that method's defaults.
+        options = dict((rule.options or {}) if rule and rule.method else own("options"))
+        known = [p.name for p in inspect.signature(METHODS[method]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        for option in options:
+            if option not in known:
+                raise ValueError(f"unknown option {option!r} of {method}; expected one of {', '.join(known)}")
+        alphabet = own("alphabet")
+        return LayerPlan(method, str(alphabet), make_alphabet(alphabet), options)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerPlan:
+    """How one layer is quantized: method, the alphabet's name and levels, the method's options."""
+
+    method: str
+    alphabet_name: str
+    alphabet: np.ndarray
+    options: dict[str, Any]
+
+
+def _check_choice(what: str, value: str, known) -> None:
+    if value not in known:
+        raise ValueError(f"unknown {what} {value!r}; expected one of {', '.join(known)}")

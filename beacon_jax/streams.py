@@ -1,0 +1,66 @@
+"""Calibration activations between two stages of a model, one batch in memory at a time."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+
+STORAGES = ("disk", "memory")
+
+
+class ActivationStream:
+    """The batches of activations at one point of a model.
+
+    With storage "disk" each batch is a file in a temporary folder, and memory stays constant in the number of
+    calibration images; with "memory" they are kept as host arrays. Close it, or use it in a `with`, to free them.
+    """
+
+    def __init__(self, storage: str):
+        if storage not in STORAGES:
+            raise ValueError(f"unknown storage {storage!r} for activations; expected one of {', '.join(STORAGES)}")
+        self._folder = tempfile.TemporaryDirectory(prefix="beacon_jax_") if storage == "disk" else None
+        self._arrays: list[np.ndarray] = []
+        self._count = 0
+
+    def __enter__(self) -> "ActivationStream":
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self._read(i) for i in range(self._count))
+
+    def append(self, batch: jax.Array) -> None:
+        """Adds a batch (B, …)."""
+        self._write(self._count, batch)
+        self._count += 1
+
+    def advance(self, run: Callable[[np.ndarray], jax.Array]) -> None:
+        """Replaces every batch x by run(x)."""
+        for i in range(self._count):
+            self._write(i, run(self._read(i)))
+
+    def close(self) -> None:
+        """Frees the batches."""
+        self._arrays, self._count = [], 0
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def _path(self, i: int) -> Path:
+        return Path(self._folder.name) / f"{i}.npy"
+
+    def _read(self, i: int) -> np.ndarray:
+        return self._arrays[i] if self._folder is None else np.load(self._path(i))
+
+    def _write(self, i: int, batch: jax.Array) -> None:
+        batch = np.asarray(batch)
+        if self._folder is not None:
+            np.save(self._path(i), batch)
+        else:
+            self._arrays[i : i + 1] = [batch]

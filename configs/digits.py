@@ -1,0 +1,20 @@
+"""A small DeiT on scikit-learn's handwritten digits: the embedded default, offline, complete in minutes on two cores.
+
+Train:     python -m experiments.train --config=configs/digits.py --config.train.float_checkpoint=/tmp/digits.safetensors
+Quantize:  python -m experiments.quantize --config=configs/digits.py
+Table:     python -m experiments.tables --config=configs/digits.py
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    config = base.get_config()
+    config.out = "results/digits"
+    config.model.name = "deit_digits"
+    config.model.checkpoint = "experiments/checkpoints/digits.safetensors"
+    config.data.name = "digits"
+    config.train.float_checkpoint = config.model.get_ref("checkpoint")
+    return config

@@ -1,0 +1,38 @@
+"""What the scripts share: the model, data and functions that a config names."""
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from beacon_jax import data, load_params
+from beacon_jax.models.vit import ViT, create_vit
+
+
+def load_model(config: ConfigDict) -> tuple[ViT, dict]:
+    """The float model and its parameters."""
+    model = create_vit(config.model.name)
+    params = load_params(config.model.checkpoint)
+    image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, model.channels), np.float32)
+    expected = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    if jax.tree.map(np.shape, params) != jax.tree.map(lambda a: a.shape, expected):
+        raise ValueError(f"{config.model.checkpoint} does not hold the parameters of {config.model.name}")
+    return model, params
+
+
+def predictor(model: ViT):
+    """A function of parameters that returns a jitted function from images to logits; compiled once for the model."""
+    apply = jax.jit(lambda params, images: model.apply({"params": params}, images))
+    return lambda params: lambda images: apply(params, images)
+
+
+def calibration_batches(config: ConfigDict):
+    """The calibration images: config.data.calibration_images of the training split, drawn with config.seed."""
+    d = config.data
+    drawn = data.batches(d.name, "train", d.batch_size, count=d.calibration_images, seed=config.seed)
+    return (batch["image"] for batch in drawn)
+
+
+def test_batches(config: ConfigDict):
+    """The labelled test images."""
+    d = config.data
+    return data.batches(d.name, "test", d.batch_size, count=d.test_images or None)

@@ -1,0 +1,100 @@
+"""The table of methods and bit widths: python -m experiments.tables --config=configs/digits.py
+
+Runs every row of config.table at every alphabet, appends one JSON line per result to {config.out}/results.jsonl, and
+renders table.md, table.csv and top1.png beside it. Results already in the file, from the same config and checkpoint,
+are not computed again.
+"""
+
+import dataclasses
+import hashlib
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+from absl import app, logging
+from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
+
+from beacon_jax import QuantSpec, evaluate, quantize_model
+from experiments import common, render
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py", "Experiment configuration.")
+
+
+def cells(config: ConfigDict) -> list[dict]:
+    """Every cell of the table: its row's title, its alphabet and the arguments of its QuantSpec; the float model first."""
+    grid = [dict(row="Float", alphabet="32", quant=None)]
+    base = config.quant.to_dict()
+    for title, overrides in config.table.rows:
+        for alphabet in config.table.alphabets:
+            grid.append(dict(row=title, alphabet=alphabet, quant={**base, **overrides, "alphabet": alphabet}))
+    return grid
+
+
+def cell_key(config: ConfigDict, cell: dict) -> str:
+    """A fingerprint of all that decides a cell's result."""
+    checkpoint = hashlib.sha256(Path(config.model.checkpoint).read_bytes()).hexdigest()
+    decides = dict(seed=config.seed, data=config.data.to_dict(), model=config.model.name, params=checkpoint, **cell)
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_results(path: Path) -> dict[str, dict]:
+    """{cell key: result} from the JSON lines. A last line cut short by an interruption is dropped from the file."""
+    if not path.exists():
+        return {}
+    *complete, rest = path.read_text().split("\n")
+    if rest:
+        logging.warning("%s ends in an unfinished line, which is dropped", path)
+        path.write_text("".join(line + "\n" for line in complete))
+    return {result["key"]: result for result in map(json.loads, complete)}
+
+
+def run_cell(config, cell, model, params, predict, bar) -> dict:
+    """Quantizes and evaluates one cell."""
+    result = {**cell, "key": cell_key(config, cell)}
+    quantized = params
+    if cell["quant"] is not None:
+        bar.set_postfix(cell=f"{cell['row']} {cell['alphabet']}")
+        start = time.perf_counter()
+        done = quantize_model(
+            model, params, common.calibration_batches(config), QuantSpec(**cell["quant"]), on_layer=lambda *_: bar.update()
+        )
+        quantized = done.params
+        result["seconds"] = time.perf_counter() - start
+        result["layers"] = [dataclasses.asdict(report) for report in done.reports]
+        result["layer_error"] = float(np.mean([report.output_error for report in done.reports]))
+    evaluation = evaluate(predict(quantized), common.test_batches(config), reference=predict(params))
+    return {**result, **dataclasses.asdict(evaluation), "top1_stderr": evaluation.top1_stderr}
+
+
+def main(_):
+    config = _CONFIG.value
+    grid = cells(config)
+    for cell in grid:
+        if cell["quant"] is not None:
+            QuantSpec(**cell["quant"])  # every mistake in the config is found before the first cell runs
+    model, params = common.load_model(config)
+    predict = common.predictor(model)
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    results = read_results(out / "results.jsonl")
+    todo = [cell for cell in grid if cell_key(config, cell) not in results]
+    with tqdm(desc="layers", unit="layer") as bar, (out / "results.jsonl").open("a") as file:
+        for cell in todo:
+            result = run_cell(config, cell, model, params, predict, bar)
+            results[result["key"]] = result
+            file.write(json.dumps(result) + "\n")
+            file.flush()
+    print(f"{len(todo)} of {len(grid)} results computed, the others were there already")
+    chosen = [results[cell_key(config, cell)] for cell in grid]
+    markdown = render.markdown(chosen)
+    (out / "table.md").write_text(markdown)
+    render.write_csv(chosen, out / "table.csv")
+    render.plot(chosen, out / "top1.png")
+    print(markdown)
+    print(f"table: {out / 'table.md'} and {out / 'table.csv'}\nplot:  {out / 'top1.png'}\nlines: {out / 'results.jsonl'}")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,213 @@
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from beacon_jax.quant import beacon, oracle
+from beacon_jax.quant.alphabets import NAMED, Levels, make_alphabet
+from tests.quant.problems import KINDS, gram, make_problem
+
+SWEEPS = 4
+SHAPES = [(1, 3), (2, 4), (3, 5), (8, 4), (21, 7), (40, 16), (64, 6)]
+USER_ALPHABETS = [(-3.0, -1.0, 0.0, 0.5, 2.0), (1.0, 2.0, 4.0)]
+ALPHABETS = [*NAMED, *USER_ALPHABETS]
+
+
+def quantize64(W, X, X_tilde, alphabet, **options):
+    return beacon.quantize(jnp.asarray(W), gram(X, X_tilde), alphabet, **{"sweeps": SWEEPS, **options})
+
+
+def levels_of(result):
+    return np.asarray(result.alphabet)[np.asarray(result.codes)]
+
+
+def true_cosines(W, X, X_tilde, q):
+    """Cosines in float64 of codes q, from the inputs themselves; signless, as the scale takes either sign."""
+    return np.array([abs(oracle.cosine(y, v)) for y, v in zip((X @ W).T, (X_tilde @ q).T, strict=True)])
+
+
+def oracle_problems(N, C):
+    """Each kind of inputs with four alphabets."""
+    rng = np.random.default_rng(1000 * N + C)
+    for kind in KINDS:
+        for i in rng.choice(len(ALPHABETS), 4, replace=False):
+            yield kind, ALPHABETS[i], *make_problem(rng, kind, N, C)
+
+
+@pytest.mark.parametrize(("N", "C"), SHAPES)
+def test_equals_the_oracle(x64, N, C):
+    """Float64: equal codes, scales, cosines. Float32: the same cosine but for a few near-ties. 7 × 32 problems."""
+    differences = []
+    for kind, name, W, X, X_tilde in oracle_problems(N, C):
+        alphabet = make_alphabet(name)
+        q, c, history, fixed = oracle.beacon(W, X, X_tilde, alphabet, SWEEPS)
+        result = quantize64(W, X, X_tilde, alphabet)
+        np.testing.assert_array_equal(levels_of(result), q, err_msg=f"{kind} {name}")
+        np.testing.assert_allclose(result.scale, c, rtol=1e-8, atol=1e-12)
+        np.testing.assert_allclose(result.info["cosine_history"], history, atol=1e-9)
+        np.testing.assert_array_equal(result.info["fixed_point"], fixed)
+        single = beacon.quantize(jnp.asarray(W, jnp.float32), gram(X, X_tilde, jnp.float32), alphabet, sweeps=SWEEPS)
+        differences.append(true_cosines(W, X, X_tilde, levels_of(single)) - np.abs(history[-1]))
+    differences = np.concatenate(differences)
+    assert np.mean(np.abs(differences) <= 1e-5) >= 0.98
+    assert differences.mean() >= -1e-5
+
+
+@pytest.mark.parametrize("name", ALPHABETS, ids=str)
+def test_equals_the_oracle_with_every_alphabet(x64, name):
+    rng = np.random.default_rng(ALPHABETS.index(name))
+    alphabet = make_alphabet(name)
+    for kind in ("correlated", "mismatch"):
+        W, X, X_tilde = make_problem(rng, kind, 12, 5)
+        q, c, _, _ = oracle.beacon(W, X, X_tilde, alphabet, SWEEPS)
+        result = quantize64(W, X, X_tilde, alphabet)
+        np.testing.assert_array_equal(levels_of(result), q)
+        np.testing.assert_allclose(result.scale, c, rtol=1e-8)
+
+
+@pytest.mark.parametrize("name", ["1.58", "2", "4", "int3"])
+def test_rank_one_inputs_are_solved_exactly(x64, rng, name):
+    """All codes give cosine ±1 or 0 there, so codes are a matter of ties; the cosine must be 1."""
+    X = rng.normal(size=(9, 1)) @ rng.normal(size=(1, 6))
+    result = quantize64(rng.normal(size=(6, 5)), X, X, make_alphabet(name))
+    np.testing.assert_allclose(result.info["cosine"], 1, atol=1e-9)
+
+
+def test_scale_is_least_squares_and_info_is_consistent(x64, rng):
+    W, X, X_tilde = make_problem(rng, "mismatch", 24, 6)
+    result = quantize64(W, X, X_tilde, make_alphabet("2"))
+    y, v = X @ W, X_tilde @ levels_of(result)
+    np.testing.assert_allclose(result.scale, (y * v).sum(0) / (v * v).sum(0), rtol=1e-5)
+    np.testing.assert_allclose(result.info["cosine"], true_cosines(W, X, X_tilde, levels_of(result)), rtol=1e-9)
+    np.testing.assert_allclose(result.info["cosine"], result.info["cosine_history"][-1], rtol=1e-9)
+    assert np.all(result.info["sweeps"] <= SWEEPS)
+    assert np.all(result.info["fixed_point"] | (result.info["sweeps"] == SWEEPS))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_the_cosine_never_falls(x64, kind, dtype):
+    rng = np.random.default_rng(7)
+    for name in ("1.58", "2", "4", "int3"):
+        W, X, X_tilde = make_problem(rng, kind, 40, 16)
+        result = beacon.quantize(jnp.asarray(W, dtype), gram(X, X_tilde, dtype), make_alphabet(name), sweeps=8)
+        steps = np.diff(np.asarray(result.info["cosine_history"]), axis=0)
+        assert steps.min() >= -4 * np.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("name", ["1.58", "2", "3", "int2", USER_ALPHABETS[0]], ids=str)
+def test_a_reported_fixed_point_is_one(x64, rng, name):
+    alphabet = make_alphabet(name)
+    W, X, X_tilde = make_problem(rng, "mismatch", 21, 7)
+    result = quantize64(W, X, X_tilde, alphabet, sweeps=30)
+    assert result.info["fixed_point"].all()
+    q = levels_of(result)
+    best = true_cosines(W, X, X_tilde, q)
+    for t, p in itertools.product(range(21), alphabet):
+        changed = q.copy()
+        changed[t] = p
+        assert np.all(true_cosines(W, X, X_tilde, changed) <= best + 1e-12)
+
+
+def test_how_often_tiny_problems_reach_the_global_optimum(x64, rng, record_property):
+    reached = []
+    for name, N in (("1.58", 8), ("2", 6), ("3", 4), ("4", 4)):
+        alphabet = make_alphabet(name)
+        every = np.array(list(itertools.product(alphabet, repeat=N))).T  # (N, Kᴺ)
+        W, X, X_tilde = make_problem(rng, "mismatch", N, 16)
+        found = np.asarray(quantize64(W, X, X_tilde, alphabet, sweeps=20).info["cosine"])
+        y, v = X @ W, X_tilde @ every
+        norm = np.linalg.norm(v, axis=0)
+        best = np.abs(y.T @ v[:, norm > 0] / norm[norm > 0]).max(1) / np.linalg.norm(y, axis=0)
+        assert np.all(found <= best + 1e-9)  # brute force is never beaten
+        reached.append(np.mean(found >= best - 1e-9))
+        print(f"{name} bit, N={N}: global optimum in {reached[-1]:.0%} of 16 channels, mean gap {np.mean(best - found):.1e}")
+    record_property("global_optimum_reached", reached)
+    assert np.mean(reached) > 0.3
+
+
+def test_block_size_chunks_and_jit_do_not_change_the_codes(x64, rng):
+    W, X, X_tilde = make_problem(rng, "mismatch", 37, 10)
+    expected = quantize64(W, X, X_tilde, make_alphabet("2"))
+    for options in ({"block_size": 1}, {"block_size": 16}, {"block_size": 37}, {"channel_chunk": 3}, {"channel_chunk": 99}):
+        result = quantize64(W, X, X_tilde, make_alphabet("2"), **options)
+        np.testing.assert_array_equal(result.codes, expected.codes)
+        chex.assert_trees_all_close(result.info, expected.info, atol=1e-12)
+    with jax.disable_jit():
+        small = W[:5, :2], X[:, :5], X_tilde[:, :5]
+        eager = quantize64(*small, make_alphabet("2"), block_size=2).codes
+    np.testing.assert_array_equal(eager, quantize64(*small, make_alphabet("2")).codes)
+    chunked = quantize64(W, X, X_tilde, make_alphabet("int2"), channel_chunk=4)
+    np.testing.assert_array_equal(chunked.codes, quantize64(W, X, X_tilde, make_alphabet("int2")).codes)
+
+
+def test_one_trace_per_layer_shape(rng):
+    """Every evenly spaced symmetric alphabet, and any data, shares the compiled solver of its shape."""
+    traced = jax.jit(chex.assert_max_traces(beacon.solve.__wrapped__, n=1), static_argnames=(
+        "sweeps", "both_signs", "block_size", "channel_chunk"))  # fmt: skip
+    for name in ("1.58", "2", "2.32", "2.58", "3", "4", "8"):
+        W, X, _ = make_problem(rng, "white", 12, 5)
+        levels = Levels.of(make_alphabet(name), jnp.float32)
+        stats = gram(X, dtype=jnp.float32)
+        traced(jnp.asarray(W, jnp.float32), stats, levels, sweeps=2, both_signs=False, block_size=8, channel_chunk=None)
+
+
+def test_equal_streams_mean_no_error_correction(rng):
+    W, X, _ = make_problem(rng, "correlated", 20, 6)
+    one, both = gram(X, dtype=jnp.float32), gram(X, X.copy(), dtype=jnp.float32)
+    for centering in beacon.CENTERINGS:
+        a, b = (beacon.quantize(jnp.asarray(W, jnp.float32), s, "2", centering=centering) for s in (one, both))
+        chex.assert_trees_all_equal(a, b)
+
+
+def test_channels_are_independent_and_scale_free(x64, rng):
+    W, X, X_tilde = make_problem(rng, "mismatch", 16, 5)
+    result = quantize64(W, X, X_tilde, make_alphabet("3"))
+    alone = quantize64(8 * W[:, 2:3], X, X_tilde, make_alphabet("3"))
+    np.testing.assert_array_equal(alone.codes[:, 0], result.codes[:, 2])
+    np.testing.assert_allclose(alone.scale[0], 8 * result.scale[2], rtol=1e-9)
+
+
+def test_representable_weights_are_found_exactly(x64, rng):
+    """W = c·q with q in the alphabet, starting at the level that fixes the path's scale: zero error."""
+    alphabet = make_alphabet("2")
+    q = rng.choice(alphabet, size=(30, 8))
+    X = rng.normal(size=(90, 30))
+    result = quantize64(0.37 * q, X, X, alphabet)
+    np.testing.assert_allclose(result.dequantize(), 0.37 * q, atol=1e-9)
+
+
+def test_centering_adds_the_corrected_mean(x64, rng):
+    W, X, X_tilde = make_problem(rng, "mismatch", 20, 4)
+    W = W + 3 * rng.normal(size=4)[None, :]
+    alphabet = make_alphabet("2")
+    mean = W.mean(0)
+    centred = quantize64(W - mean[None, :], X, X_tilde, alphabet)
+    result = quantize64(W, X, X_tilde, alphabet, centering="mean")
+    np.testing.assert_array_equal(result.codes, centred.codes)
+    np.testing.assert_allclose(result.scale, centred.scale)
+    ones, ones_tilde = X.sum(1), X_tilde.sum(1)
+    np.testing.assert_allclose(result.offset, mean * (ones @ ones_tilde) / (ones_tilde @ ones_tilde))
+    same = quantize64(W, X, X, alphabet, centering="mean")
+    np.testing.assert_allclose(same.offset, mean)
+
+
+def test_zero_channels_and_all_dead_inputs(x64, rng):
+    W, X, _ = make_problem(rng, "white", 6, 3)
+    W[:, 1] = 0
+    result = quantize64(W, X, X, make_alphabet("2"))
+    np.testing.assert_allclose(result.dequantize()[:, 1], 0)
+    assert not np.isnan(result.scale).any()
+    dead = quantize64(W, np.zeros_like(X), np.zeros_like(X), make_alphabet("1.58"))
+    np.testing.assert_array_equal(levels_of(dead), 0)
+
+
+def test_bad_options(rng):
+    W, X, _ = make_problem(rng, "white", 4, 2)
+    with pytest.raises(ValueError, match="unknown centering 'median'; expected one of none, mean"):
+        beacon.quantize(jnp.asarray(W, jnp.float32), gram(X, dtype=jnp.float32), "2", centering="median")
+    with pytest.raises(ValueError, match="sweeps must be at least 0, got -1"):
+        beacon.quantize(jnp.asarray(W, jnp.float32), gram(X, dtype=jnp.float32), "2", sweeps=-1)
