@@ -59,7 +59,9 @@ def evaluate(
 
 def _pad(array: np.ndarray, size: int) -> np.ndarray:
     if len(array) > size:
-        raise ValueError(f"a batch of {len(array)} follows a first batch of {size}; only the last may differ, and be smaller")
+        raise ValueError(
+            f"a batch of {len(array)} follows a first batch of {size}; only the last may differ, and be smaller"
+        )
     return np.pad(array, [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1))
 
 

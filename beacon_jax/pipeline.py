@@ -14,7 +14,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from beacon_jax.models.capture import apply_with_inputs
@@ -67,7 +66,7 @@ def quantize_model(
     batches: Iterable[jax.Array],
     spec: QuantSpec,
     *,
-    on_layer: Callable[[LayerReport, QuantizedMatrix], None] | None = None,
+    on_layer: Callable[[LayerReport, QuantizedMatrix, int], None] | None = None,
 ) -> QuantizedModel:
     """Quantizes the nn.Dense kernels of a Linen model.
 
@@ -77,7 +76,7 @@ def quantize_model(
       params: its parameters, a nested dict; not modified.
       batches: calibration inputs (B, …), read once.
       spec: what to quantize and how.
-      on_layer: called with each layer's report and result as soon as it is done.
+      on_layer: called with each layer's report, its result, and the number of layers in all, as soon as it is done.
 
     Raises:
       ValueError: no batches, or inputs that are not finite; a pattern of `spec` that matches no layer; fewer
@@ -111,7 +110,7 @@ def quantize_model(
                 result.layers[name] = matrix
                 result.reports.append(report)
                 if on_layer is not None:
-                    on_layer(report, matrix)
+                    on_layer(report, matrix, len(plan))
             if i < last:
                 for tree, stream in zip(trees, streams, strict=True):
                     stream.advance(functools.partial(_run_stage, stage.module, stage.method, stage.select(tree)))

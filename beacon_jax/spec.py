@@ -71,6 +71,16 @@ class QuantSpec:
                 raise ValueError(f"layers={rule.layers!r} is not a regular expression: {error}") from error
             self._plan_layer(None if rule is self else rule)
 
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "QuantSpec":
+        """A spec from a config's keys; options that are None are left to the method. ValueError on an unknown key."""
+        fields = dict(fields)
+        _check_keys("QuantSpec", fields, cls)
+        for rule in fields.get("rules", ()):
+            _check_keys("LayerRule", rule, LayerRule)
+        fields["options"] = {k: v for k, v in fields.get("options", {}).items() if v is not None}
+        return cls(**fields)
+
     def plan(self, layers: Sequence[str]) -> dict[str, "LayerPlan"]:
         """The layers to quantize, in the order given, and how. ValueError if a pattern matches none of `layers`."""
         for pattern in (self.layers, *(rule.layers for rule in self.rules)):
@@ -115,3 +125,10 @@ class LayerPlan:
 def _check_choice(what: str, value: str, known) -> None:
     if value not in known:
         raise ValueError(f"unknown {what} {value!r}; expected one of {', '.join(known)}")
+
+
+def _check_keys(what: str, fields: Mapping[str, Any], cls) -> None:
+    known = [field.name for field in dataclasses.fields(cls)]
+    for key in fields:
+        if key not in known:
+            raise ValueError(f"unknown key {key!r} of {what}; expected one of {', '.join(known)}")

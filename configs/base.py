@@ -4,6 +4,29 @@ Any key can be set on the command line, as in --config.quant.alphabet=3 or --con
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def method_options(**given) -> ConfigDict:
+    """Options of a method: every option there is, unset (the method's own default) unless given."""
+    types = dict(
+        sweeps=int,  # beacon, comq: passes over the codes
+        centering=str,  # beacon: none or mean
+        scale=str,  # rtn, comq: absmax or lsq; gptq: also beacon (the paper's GPTQ*)
+        symmetric=bool,  # rtn, gptq, comq: False for a zero point
+        act_order=bool,  # gptq: descending diag(H) instead of natural order
+        damping=float,  # gptq: fraction of the mean of diag(H)
+        order=str,  # comq: natural or greedy
+        block_size=int,  # beacon, gptq, comq: speed only
+        channel_chunk=int,  # beacon: memory and speed only
+    )
+    options = ConfigDict({name: placeholder(kind) for name, kind in types.items()})
+    options.update(given)
+    return options
+
+
+def table_row(title: str, method: str, calibrate_on: str, **options) -> ConfigDict:
+    return ConfigDict(dict(title=title, method=method, calibrate_on=calibrate_on, options=method_options(**options)))
 
 
 def get_config() -> ConfigDict:
@@ -21,28 +44,30 @@ def get_config() -> ConfigDict:
     config.data.calibration_images = 256  # drawn from the training split with config.seed
     config.data.test_images = 0  # evaluate on the first so many only; 0 for all
 
-    # Keyword arguments of beacon_jax.QuantSpec: what experiments/quantize.py does, and what a table starts from.
+    # The fields of beacon_jax.QuantSpec: what experiments/quantize.py does. A table takes method, alphabet,
+    # calibrate_on and options from its rows instead.
     config.quant = ConfigDict()
-    config.quant.method = "beacon"  # a row of beacon_jax.quant.methods.METHODS
+    config.quant.method = "beacon"  # a row of beacon_jax.METHODS
     config.quant.alphabet = "2"  # a name, such as 1.58, 2, 2.58, 4, int4
-    config.quant.layers = r"blocks_\d+/.*"  # regular expression over layer names, matched whole
     config.quant.calibrate_on = "both"  # float, quantized, or both (error correction)
-    config.quant.options = ConfigDict()  # options of the method, e.g. --config.quant.options.sweeps=3
-    config.quant.rules = ()  # LayerRule dicts: exceptions for some layers, the last one that matches counts
+    config.quant.options = method_options()
+    config.quant.layers = r"blocks_\d+/.*"  # regular expression over layer names, matched whole
+    config.quant.rules = ()  # LayerRule dicts: exceptions for some layers; of several that match the last counts
     config.quant.activations = "disk"  # where the calibration activations wait: disk or memory
     config.quant.allow_few_rows = False  # calibrate a layer on fewer rows than it has inputs
 
-    # experiments/tables.py: each row is (title, overrides of config.quant); each is run at every alphabet.
+    # experiments/tables.py runs each of these rows at each of these alphabets.
     config.table = ConfigDict()
     config.table.alphabets = ("1.58", "2", "2.58", "3", "4")
-    config.table.rows = (
-        ("RTN", dict(method="rtn", calibrate_on="float")),
-        ("GPTQ", dict(method="gptq", calibrate_on="quantized")),
-        ("COMQ", dict(method="comq", calibrate_on="float")),
-        ("Beacon w/o E.C.", dict(method="beacon", calibrate_on="float")),
-        ("Beacon w/ E.C.", dict(method="beacon", calibrate_on="both")),
-        ("Beacon w/ E.C. + centering", dict(method="beacon", calibrate_on="both", options=dict(centering="mean"))),
-    )
+    config.table.rows = ("rtn", "gptq", "comq", "beacon", "beacon_ec", "beacon_ec_centering")
+
+    config.rows = ConfigDict()
+    config.rows.rtn = table_row("RTN", "rtn", "float")
+    config.rows.gptq = table_row("GPTQ", "gptq", "quantized")
+    config.rows.comq = table_row("COMQ", "comq", "float")
+    config.rows.beacon = table_row("Beacon w/o E.C.", "beacon", "float")
+    config.rows.beacon_ec = table_row("Beacon w/ E.C.", "beacon", "both")
+    config.rows.beacon_ec_centering = table_row("Beacon w/ E.C. + centering", "beacon", "both", centering="mean")
 
     # experiments/train.py
     config.train = ConfigDict()

@@ -1,11 +1,34 @@
 """What the scripts share: the model, data and functions that a config names."""
 
+import sys
+
 import jax
 import numpy as np
-from ml_collections import ConfigDict
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
 
 from beacon_jax import data, load_params
 from beacon_jax.models.vit import ViT, create_vit
+
+
+def define_config():
+    """The --config flag, and quieter logs: JAX reports every kind of device that it does not find."""
+    flags.FLAGS.set_default("verbosity", logging.WARNING)
+    return config_flags.DEFINE_config_file("config", "configs/digits.py", "Experiment configuration.")
+
+
+def run(main) -> None:
+    """Runs main(argv). A mistake in its input ends it with one sentence; --verbosity=1 gives the traceback as well."""
+
+    def guarded(argv):
+        try:
+            main(argv)
+        except (ValueError, OSError) as error:
+            if logging.level_debug():
+                raise
+            sys.exit(f"error: {error}")
+
+    app.run(guarded)
 
 
 def load_model(config: ConfigDict) -> tuple[ViT, dict]:

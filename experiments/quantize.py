@@ -8,26 +8,25 @@ import dataclasses
 import json
 from pathlib import Path
 
-from absl import app
-from ml_collections import config_flags
 from tabulate import tabulate
 from tqdm import tqdm
 
 from beacon_jax import QuantSpec, evaluate, quantize_model, save_quantized
 from experiments import common
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py", "Experiment configuration.")
+_CONFIG = common.define_config()
 _COLUMNS = ("layer", "shape", "method", "alphabet", "output_error", "mean_cosine", "min_cosine", "solve_seconds")
 
 
 def main(_):
     config = _CONFIG.value
-    spec = QuantSpec(**config.quant.to_dict())
+    spec = QuantSpec.from_dict(config.quant.to_dict())
     model, params = common.load_model(config)
     predict = common.predictor(model)
     with tqdm(desc="layers", unit="layer") as bar:
 
-        def on_layer(report, _matrix):
+        def on_layer(report, _matrix, total):
+            bar.total = total
             bar.update()
             bar.set_postfix(layer=report.layer, error=f"{report.output_error:.2g}")
 
@@ -39,11 +38,13 @@ def main(_):
     print(f"top-1 {before.top1:.2f} % -> {after.top1:.2f} % of {after.count} test images")
     out = Path(config.out)
     save_quantized(out / "quantized.safetensors", result.params, result.layers)
-    line = dict(config=config.to_dict(), before=dataclasses.asdict(before), after=dataclasses.asdict(after), layers=reports)
+    line = dict(
+        config=config.to_dict(), before=dataclasses.asdict(before), after=dataclasses.asdict(after), layers=reports
+    )
     with (out / "quantize.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
     print(f"quantized model: {out / 'quantized.safetensors'}; result: {out / 'quantize.jsonl'}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    common.run(main)

@@ -21,7 +21,9 @@ def _matrix(results: list[dict], show) -> str:
     rows, alphabets, by_cell = _grid(results)
     body = [[row] + [show(by_cell[row, a]) if (row, a) in by_cell else MISSING for a in alphabets] for row in rows]
     headers = ["method", *(f"{a} bit" for a in alphabets)]
-    return tabulate(body, headers=headers, tablefmt="github", disable_numparse=True, stralign="right", colalign=("left",))
+    return tabulate(
+        body, headers=headers, tablefmt="github", disable_numparse=True, stralign="right", colalign=("left",)
+    )
 
 
 def markdown(results: list[dict]) -> str:

@@ -12,23 +12,28 @@ import time
 from pathlib import Path
 
 import numpy as np
-from absl import app, logging
-from ml_collections import ConfigDict, config_flags
+from absl import logging
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from beacon_jax import QuantSpec, evaluate, quantize_model
 from experiments import common, render
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py", "Experiment configuration.")
+_CONFIG = common.define_config()
 
 
 def cells(config: ConfigDict) -> list[dict]:
-    """Every cell of the table: its row's title, its alphabet and the arguments of its QuantSpec; the float model first."""
-    grid = [dict(row="Float", alphabet="32", quant=None)]
-    base = config.quant.to_dict()
-    for title, overrides in config.table.rows:
-        for alphabet in config.table.alphabets:
-            grid.append(dict(row=title, alphabet=alphabet, quant={**base, **overrides, "alphabet": alphabet}))
+    """Every cell of the table: its row's title, its alphabet and the fields of its QuantSpec; the float model first."""
+    grid = [dict(row="Float", alphabet="", quant=None)]
+    for name in config.table.rows:
+        if name not in config.rows:
+            raise ValueError(f"unknown row {name!r} in config.table.rows; expected some of {', '.join(config.rows)}")
+        row = config.rows[name].to_dict()
+        title = row.pop("title")
+        for alphabet in map(str, config.table.alphabets):
+            quant = {**config.quant.to_dict(), **row, "alphabet": alphabet}
+            QuantSpec.from_dict(quant)  # every mistake is found before the first cell runs
+            grid.append(dict(row=title, alphabet=alphabet, quant=quant))
     return grid
 
 
@@ -50,16 +55,14 @@ def read_results(path: Path) -> dict[str, dict]:
     return {result["key"]: result for result in map(json.loads, complete)}
 
 
-def run_cell(config, cell, model, params, predict, bar) -> dict:
+def run_cell(config, cell, model, params, predict, on_layer) -> dict:
     """Quantizes and evaluates one cell."""
     result = {**cell, "key": cell_key(config, cell)}
     quantized = params
     if cell["quant"] is not None:
-        bar.set_postfix(cell=f"{cell['row']} {cell['alphabet']}")
+        spec = QuantSpec.from_dict(cell["quant"])
         start = time.perf_counter()
-        done = quantize_model(
-            model, params, common.calibration_batches(config), QuantSpec(**cell["quant"]), on_layer=lambda *_: bar.update()
-        )
+        done = quantize_model(model, params, common.calibration_batches(config), spec, on_layer=on_layer)
         quantized = done.params
         result["seconds"] = time.perf_counter() - start
         result["layers"] = [dataclasses.asdict(report) for report in done.reports]
@@ -71,9 +74,6 @@ def run_cell(config, cell, model, params, predict, bar) -> dict:
 def main(_):
     config = _CONFIG.value
     grid = cells(config)
-    for cell in grid:
-        if cell["quant"] is not None:
-            QuantSpec(**cell["quant"])  # every mistake in the config is found before the first cell runs
     model, params = common.load_model(config)
     predict = common.predictor(model)
     out = Path(config.out)
@@ -82,7 +82,13 @@ def main(_):
     todo = [cell for cell in grid if cell_key(config, cell) not in results]
     with tqdm(desc="layers", unit="layer") as bar, (out / "results.jsonl").open("a") as file:
         for cell in todo:
-            result = run_cell(config, cell, model, params, predict, bar)
+
+            def on_layer(report, _matrix, total, cell=cell):
+                bar.total = total * sum(c["quant"] is not None for c in todo)
+                bar.update()
+                bar.set_postfix_str(f"{cell['row']}, {cell['alphabet']} bit, {report.layer}")
+
+            result = run_cell(config, cell, model, params, predict, on_layer)
             results[result["key"]] = result
             file.write(json.dumps(result) + "\n")
             file.flush()
@@ -93,8 +99,10 @@ def main(_):
     render.write_csv(chosen, out / "table.csv")
     render.plot(chosen, out / "top1.png")
     print(markdown)
-    print(f"table: {out / 'table.md'} and {out / 'table.csv'}\nplot:  {out / 'top1.png'}\nlines: {out / 'results.jsonl'}")
+    print(
+        f"table: {out / 'table.md'} and {out / 'table.csv'}\nplot:  {out / 'top1.png'}\nlines: {out / 'results.jsonl'}"
+    )
 
 
 if __name__ == "__main__":
-    app.run(main)
+    common.run(main)

@@ -9,17 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
 from flax.traverse_util import path_aware_map
 from jax.scipy.ndimage import map_coordinates
-from ml_collections import config_flags
 from tqdm import tqdm
 
 from beacon_jax import checkpoint, data
 from beacon_jax.evaluate import evaluate
 from beacon_jax.models.vit import create_vit
+from experiments import common
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/digits.py", "Experiment configuration.")
+_CONFIG = common.define_config()
 
 
 def augment(key, image, train):
@@ -56,7 +55,7 @@ def main(_):
     config = _CONFIG.value
     train = config.train
     if not train.float_checkpoint:
-        raise app.UsageError("--config.train.float_checkpoint is empty: where should the parameters go?")
+        raise ValueError("--config.train.float_checkpoint is empty: where should the parameters go?")
     (batch,) = data.batches(config.data.name, "train", batch_size=10**9)
     images, labels = batch["image"], batch["label"]
     steps = len(labels) // train.batch_size
@@ -85,4 +84,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    common.run(main)

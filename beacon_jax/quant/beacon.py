@@ -213,7 +213,9 @@ def _is_higher(num, den, a, h, lo, hi, tol):
     """
     n_lo, n_hi = a + lo * h, a + hi * h
     gain = num * (n_lo + n_hi) - den * (lo * n_hi + hi * n_lo)
-    noise = tol * (jnp.abs(num) * (jnp.abs(n_lo) + jnp.abs(n_hi)) + jnp.abs(den) * (jnp.abs(lo * n_hi) + jnp.abs(hi * n_lo)))
+    noise = tol * (
+        jnp.abs(num) * (jnp.abs(n_lo) + jnp.abs(n_hi)) + jnp.abs(den) * (jnp.abs(lo * n_hi) + jnp.abs(hi * n_lo))
+    )
     both_positive, both_negative = (n_lo > 0) & (n_hi > 0), (n_lo <= 0) & (n_hi <= 0)
     return jnp.where(both_positive, gain > noise, jnp.where(both_negative, gain < -noise, n_hi > n_lo))
 

@@ -1,7 +1,6 @@
 """Random quantization problems of every kind that the solvers must survive."""
 
 import jax.numpy as jnp
-import numpy as np
 
 from beacon_jax.quant.gram import GramStats
 
