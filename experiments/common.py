@@ -12,15 +12,22 @@ from beacon_jax.models.vit import ViT, create_vit
 
 
 def define_config():
-    """The --config flag, and quieter logs: JAX reports every kind of device that it does not find."""
-    flags.FLAGS.set_default("verbosity", logging.WARNING)
+    """The --config flag."""
     return config_flags.DEFINE_config_file("config", "configs/digits.py", "Experiment configuration.")
 
 
 def run(main) -> None:
     """Runs main(argv). A mistake in its input ends it with one sentence; --verbosity=1 gives the traceback as well."""
 
+    def parse(argv):
+        try:
+            return app.parse_flags_with_usage(argv)
+        except (AttributeError, KeyError, TypeError) as error:  # what ml_collections raises for a key of --config
+            sys.exit(f"error: --config has no such key, or one of another type: {error}")
+
     def guarded(argv):
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # JAX reports every kind of device that it does not find
         try:
             main(argv)
         except (ValueError, OSError) as error:
@@ -28,7 +35,7 @@ def run(main) -> None:
                 raise
             sys.exit(f"error: {error}")
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=parse)
 
 
 def load_model(config: ConfigDict) -> tuple[ViT, dict]:

@@ -1,7 +1,7 @@
-"""Quantizes one model with one spec: python -m experiments.quantize --config=configs/digits.py --config.quant.alphabet=3
+"""Quantizes one model with one spec: python -m experiments.quantize --config=configs/digits.py
 
-Prints a report per layer and the accuracy before and after; writes the packed model to {config.out}/quantized.safetensors
-and appends the result as a JSON line to {config.out}/quantize.jsonl.
+Prints a report per layer and the accuracy before and after; writes the packed model to
+{config.out}/quantized.safetensors and appends the result as a JSON line to {config.out}/quantize.jsonl.
 """
 
 import dataclasses
@@ -38,9 +38,8 @@ def main(_):
     print(f"top-1 {before.top1:.2f} % -> {after.top1:.2f} % of {after.count} test images")
     out = Path(config.out)
     save_quantized(out / "quantized.safetensors", result.params, result.layers)
-    line = dict(
-        config=config.to_dict(), before=dataclasses.asdict(before), after=dataclasses.asdict(after), layers=reports
-    )
+    evaluations = dict(before=dataclasses.asdict(before), after=dataclasses.asdict(after))
+    line = dict(config=config.to_dict(), **evaluations, layers=reports)
     with (out / "quantize.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
     print(f"quantized model: {out / 'quantized.safetensors'}; result: {out / 'quantize.jsonl'}")

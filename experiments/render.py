@@ -11,7 +11,7 @@ MISSING = "–"
 
 
 def _grid(results: list[dict]) -> tuple[list[str], list[str], dict[tuple[str, str], dict]]:
-    """Row titles and alphabets in the order in which they come, and {(row, alphabet): result}, the float model apart."""
+    """Row titles and alphabets in order, and {(row, alphabet): result}, without the float model."""
     quantized = [r for r in results if r["quant"] is not None]
     rows, alphabets = (list(dict.fromkeys(r[key] for r in quantized)) for key in ("row", "alphabet"))
     return rows, alphabets, {(r["row"], r["alphabet"]): r for r in quantized}
@@ -21,9 +21,8 @@ def _matrix(results: list[dict], show) -> str:
     rows, alphabets, by_cell = _grid(results)
     body = [[row] + [show(by_cell[row, a]) if (row, a) in by_cell else MISSING for a in alphabets] for row in rows]
     headers = ["method", *(f"{a} bit" for a in alphabets)]
-    return tabulate(
-        body, headers=headers, tablefmt="github", disable_numparse=True, stralign="right", colalign=("left",)
-    )
+    style = dict(tablefmt="github", disable_numparse=True, stralign="right", colalign=("left",))
+    return tabulate(body, headers=headers, **style)
 
 
 def markdown(results: list[dict]) -> str:

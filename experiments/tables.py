@@ -99,9 +99,9 @@ def main(_):
     render.write_csv(chosen, out / "table.csv")
     render.plot(chosen, out / "top1.png")
     print(markdown)
-    print(
-        f"table: {out / 'table.md'} and {out / 'table.csv'}\nplot:  {out / 'top1.png'}\nlines: {out / 'results.jsonl'}"
-    )
+    print(f"table: {out / 'table.md'} and {out / 'table.csv'}")
+    print(f"plot:  {out / 'top1.png'}
+lines: {out / 'results.jsonl'}")
 
 
 if __name__ == "__main__":

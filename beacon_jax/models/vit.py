@@ -24,7 +24,7 @@ def _layer_norm(name: str) -> nn.LayerNorm:
 
 
 class PatchEmbed(nn.Module):
-    """Non-overlapping patches, flattened row-major (row, column, channel) and projected: (B, H, W, c) → (B, T, width)."""
+    """Non-overlapping patches, flattened (row, column, channel) and projected: (B, H, W, c) → (B, T, width)."""
 
     patch_size: int
     width: int

@@ -188,7 +188,7 @@ def _solve_channels(H, Gt, levels, sweeps, block_size, W, h, start_h, first_leve
 def best_level(levels, first, a, c, h, d, H_tt):
     """The level p of largest f(p) = (a + p h) / √(c + 2 p d + p² H_tt), in O(1); scalars of one channel.
 
-    `first` is the level for an empty running sum: the one nearest to w_t/s (see `quantize`). Ties go to the lower level.
+    `first` is the level for an empty running sum, the one nearest to w_t/s (see `quantize`). Ties take the lower level.
     """
     tol = float(jnp.finfo(jnp.result_type(c)).eps) ** 0.8
     num, den = h * c - a * d, a * H_tt - h * d
@@ -209,13 +209,13 @@ def best_level(levels, first, a, c, h, d, H_tt):
 def _is_higher(num, den, a, h, lo, hi, tol):
     """Whether f(hi) > f(lo), without the square roots and the cancellation of evaluating f.
 
-    With n = a + p h the numerators, f(hi)² − f(lo)² has the sign of (hi − lo) (num (n_lo + n_hi) − den (lo n_hi + hi n_lo)).
+    With the numerators n = a + p h, and up to a positive factor,
+    f(hi)² − f(lo)² = (hi − lo) (num (n_lo + n_hi) − den (lo n_hi + hi n_lo)).
     """
     n_lo, n_hi = a + lo * h, a + hi * h
     gain = num * (n_lo + n_hi) - den * (lo * n_hi + hi * n_lo)
-    noise = tol * (
-        jnp.abs(num) * (jnp.abs(n_lo) + jnp.abs(n_hi)) + jnp.abs(den) * (jnp.abs(lo * n_hi) + jnp.abs(hi * n_lo))
-    )
+    terms = jnp.abs(num) * (jnp.abs(n_lo) + jnp.abs(n_hi)) + jnp.abs(den) * (jnp.abs(lo * n_hi) + jnp.abs(hi * n_lo))
+    noise = tol * terms
     both_positive, both_negative = (n_lo > 0) & (n_hi > 0), (n_lo <= 0) & (n_hi <= 0)
     return jnp.where(both_positive, gain > noise, jnp.where(both_negative, gain < -noise, n_hi > n_lo))
 

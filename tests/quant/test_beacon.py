@@ -124,9 +124,7 @@ def test_how_often_tiny_problems_reach_the_global_optimum(x64, rng, record_prope
         best = np.abs(y.T @ v[:, norm > 0] / norm[norm > 0]).max(1) / np.linalg.norm(y, axis=0)
         assert np.all(found <= best + 1e-9)  # brute force is never beaten
         reached.append(np.mean(found >= best - 1e-9))
-        print(
-            f"{name} bit, N={N}: global optimum in {reached[-1]:.0%} of 16 channels, mean gap {np.mean(best - found):.1e}"
-        )
+        print(f"{name} bit, N={N}: global optimum in {reached[-1]:.0%} of 16 channels")
     record_property("global_optimum_reached", reached)
     assert np.mean(reached) > 0.3
 
@@ -134,20 +132,14 @@ def test_how_often_tiny_problems_reach_the_global_optimum(x64, rng, record_prope
 def test_block_size_chunks_and_jit_do_not_change_the_codes(x64, rng):
     W, X, X_tilde = make_problem(rng, "mismatch", 37, 10)
     expected = quantize64(W, X, X_tilde, make_alphabet("2"))
-    for options in (
-        {"block_size": 1},
-        {"block_size": 16},
-        {"block_size": 37},
-        {"channel_chunk": 3},
-        {"channel_chunk": 99},
-    ):
+    for options in (dict(block_size=1), dict(block_size=16), dict(channel_chunk=3), dict(channel_chunk=99)):
         result = quantize64(W, X, X_tilde, make_alphabet("2"), **options)
         np.testing.assert_array_equal(result.codes, expected.codes)
         chex.assert_trees_all_close(result.info, expected.info, atol=1e-12)
     with jax.disable_jit():
-        small = W[:5, :2], X[:, :5], X_tilde[:, :5]
-        eager = quantize64(*small, make_alphabet("2"), block_size=2).codes
-    np.testing.assert_array_equal(eager, quantize64(*small, make_alphabet("2")).codes)
+        small = W[:3, :2], X[:, :3], X_tilde[:, :3]
+        eager = quantize64(*small, make_alphabet("2"), block_size=2, sweeps=2).codes
+    np.testing.assert_array_equal(eager, quantize64(*small, make_alphabet("2"), sweeps=2).codes)
     chunked = quantize64(W, X, X_tilde, make_alphabet("int2"), channel_chunk=4)
     np.testing.assert_array_equal(chunked.codes, quantize64(W, X, X_tilde, make_alphabet("int2")).codes)
 
