@@ -100,8 +100,8 @@ def main(_):
     render.plot(chosen, out / "top1.png")
     print(markdown)
     print(f"table: {out / 'table.md'} and {out / 'table.csv'}")
-    print(f"plot:  {out / 'top1.png'}
-lines: {out / 'results.jsonl'}")
+    print(f"plot:  {out / 'top1.png'}")
+    print(f"lines: {out / 'results.jsonl'}")
 
 
 if __name__ == "__main__":
