@@ -10,10 +10,8 @@ from ml_collections import ConfigDict, config_flags
 from beacon_jax import data, load_params
 from beacon_jax.models.vit import ViT, create_vit
 
-
-def define_config():
-    """The --config flag."""
-    return config_flags.DEFINE_config_file("config", "configs/digits.py", "Experiment configuration.")
+CONFIG = config_flags.DEFINE_config_file("config", help_string="Experiment configuration, such as configs/digits.py.")
+flags.mark_flag_as_required("config")
 
 
 def run(main) -> None:

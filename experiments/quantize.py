@@ -14,12 +14,11 @@ from tqdm import tqdm
 from beacon_jax import QuantSpec, evaluate, quantize_model, save_quantized
 from experiments import common
 
-_CONFIG = common.define_config()
 _COLUMNS = ("layer", "shape", "method", "alphabet", "output_error", "mean_cosine", "min_cosine", "solve_seconds")
 
 
 def main(_):
-    config = _CONFIG.value
+    config = common.CONFIG.value
     spec = QuantSpec.from_dict(config.quant.to_dict())
     model, params = common.load_model(config)
     predict = common.predictor(model)

@@ -19,8 +19,6 @@ from tqdm import tqdm
 from beacon_jax import QuantSpec, evaluate, quantize_model
 from experiments import common, render
 
-_CONFIG = common.define_config()
-
 
 def cells(config: ConfigDict) -> list[dict]:
     """Every cell of the table: its row's title, its alphabet and the fields of its QuantSpec; the float model first."""
@@ -72,7 +70,7 @@ def run_cell(config, cell, model, params, predict, on_layer) -> dict:
 
 
 def main(_):
-    config = _CONFIG.value
+    config = common.CONFIG.value
     grid = cells(config)
     model, params = common.load_model(config)
     predict = common.predictor(model)

@@ -18,8 +18,6 @@ from beacon_jax.evaluate import evaluate
 from beacon_jax.models.vit import create_vit
 from experiments import common
 
-_CONFIG = common.define_config()
-
 
 def augment(key, image, train):
     """A random shift, rotation and zoom of one image (H, W, c), bilinear, edges repeated."""
@@ -52,7 +50,7 @@ def make_step(model, optimizer, train):
 
 
 def main(_):
-    config = _CONFIG.value
+    config = common.CONFIG.value
     train = config.train
     if not train.float_checkpoint:
         raise ValueError("--config.train.float_checkpoint is empty: where should the parameters go?")

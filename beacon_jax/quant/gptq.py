@@ -20,7 +20,7 @@ from beacon_jax.quant.alphabets import Levels
 from beacon_jax.quant.checks import check_problem
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.quantized import QuantizedMatrix
-from beacon_jax.quant.scales import SCALES, scale_and_offset
+from beacon_jax.quant.scales import SCALES, nonzero, scale_and_offset
 from beacon_jax.quant.sweep import blocked_pass, matmul, pad_rows, pad_square
 
 
@@ -64,8 +64,7 @@ def quantize(
     dtype = stats.H.dtype
     kernel, levels = jnp.asarray(kernel, dtype), Levels.of(alphabet, dtype)
     if scale == "beacon":
-        s = beacon.quantize(kernel, stats, alphabet).scale
-        s = jnp.where(s != 0, s, 1)
+        s = nonzero(beacon.quantize(kernel, stats, alphabet).scale)
         z = jnp.zeros_like(s)
     else:
         s, z = scale_and_offset(kernel, levels, scale, symmetric)

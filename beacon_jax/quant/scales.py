@@ -46,7 +46,7 @@ def scale_and_offset(w: jax.Array, levels: Levels, scale: str, symmetric: bool) 
             return jnp.zeros_like(s)
     else:
         low, high = w.min(0), w.max(0)
-        full = _positive((high - low) / (levels.last - levels.first))
+        full = nonzero((high - low) / (levels.last - levels.first))
 
         def offset(s):
             return (low + high) / 2 - s * (levels.first + levels.last) / 2
@@ -55,12 +55,13 @@ def scale_and_offset(w: jax.Array, levels: Levels, scale: str, symmetric: bool) 
     return s, offset(s)
 
 
+def nonzero(scale: jax.Array) -> jax.Array:
+    """The scale, or next to nothing where it is 0 (a channel without range): its weights stay equal, and w/s finite."""
+    return jnp.where(scale != 0, scale, jnp.sqrt(jnp.finfo(scale.dtype).tiny))
+
+
 def _full_scale(w: jax.Array, levels: Levels) -> jax.Array:
-    return _positive(jnp.abs(w).max(0) / jnp.where(levels.last > 0, levels.last, levels.max_abs))
-
-
-def _positive(scale: jax.Array) -> jax.Array:
-    return jnp.where(scale > 0, scale, 1)  # a channel of equal weights has no range; any scale does for it
+    return nonzero(jnp.abs(w).max(0) / jnp.where(levels.last > 0, levels.last, levels.max_abs))
 
 
 def _best_fraction(w: jax.Array, levels: Levels, full: jax.Array, offset: Callable) -> jax.Array:

@@ -123,7 +123,7 @@ def test_how_often_tiny_problems_reach_the_global_optimum(x64, rng, record_prope
         norm = np.linalg.norm(v, axis=0)
         best = np.abs(y.T @ v[:, norm > 0] / norm[norm > 0]).max(1) / np.linalg.norm(y, axis=0)
         assert np.all(found <= best + 1e-9)  # brute force is never beaten
-        reached.append(np.mean(found >= best - 1e-9))
+        reached.append(float(np.mean(found >= best - 1e-9)))
         print(f"{name} bit, N={N}: global optimum in {reached[-1]:.0%} of 16 channels")
     record_property("global_optimum_reached", reached)
     assert np.mean(reached) > 0.3

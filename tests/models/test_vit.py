@@ -1,0 +1,147 @@
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from beacon_jax.models.capture import apply_with_inputs
+from beacon_jax.models.stages import Stage, run_stage, stages_of
+from beacon_jax.models.vit import VARIANTS, ViT, create_vit
+
+TINY = ViT(image_size=8, patch_size=4, width=12, depth=2, heads=3, channels=2, classes=5)
+
+
+@pytest.fixture
+def tiny(rng):
+    images = jnp.asarray(rng.normal(size=(3, 8, 8, 2)), jnp.float32)
+    params = TINY.init(jax.random.key(0), images)["params"]
+    # Larger than the initial values, so that every term shows in the output.
+    return images, jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape) * 0.3, jnp.float32), params)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("deit_base_patch16_224", 86_567_656),
+        ("deit_small_patch16_224", 22_050_664),
+        ("deit_tiny_patch16_224", 5_717_416),
+        ("deit_digits", 114_778),
+    ],
+)
+def test_parameter_counts(name, count):
+    model = create_vit(name)
+    image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, model.channels), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    assert sum(math.prod(a.shape) for a in jax.tree.leaves(shapes)) == count
+    assert set(VARIANTS) >= {name}
+
+
+def literal_vit(params, images, heads, patch):
+    """The model in plain float64 NumPy, one image at a time, with timm's layer norm and exact GELU."""
+    p = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+
+    def dense(layer, x):
+        return x @ layer["kernel"] + layer["bias"]
+
+    def norm(layer, x):
+        x = x - x.mean(-1, keepdims=True)
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * layer["scale"] + layer["bias"]
+
+    def gelu(x):
+        return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+    def attention(layer, x):
+        width = x.shape[-1]
+        qkv, size, out = dense(layer["qkv"], x), width // heads, []
+        for h in range(heads):
+            q, k, v = (qkv[:, i * width + h * size : i * width + (h + 1) * size] for i in range(3))
+            scores = np.exp(q @ k.T / math.sqrt(size))
+            out.append(scores / scores.sum(-1, keepdims=True) @ v)
+        return dense(layer["proj"], np.concatenate(out, -1))
+
+    logits = []
+    for image in np.asarray(images, np.float64):
+        side = image.shape[0] // patch
+        patches = [
+            image[patch * i : patch * (i + 1), patch * j : patch * (j + 1)] for i in range(side) for j in range(side)
+        ]
+        x = dense(p["patch_embed"]["proj"], np.stack([a.reshape(-1) for a in patches]))
+        x = np.concatenate([p["cls_token"][0], x]) + p["pos_embed"][0]
+        for i in range(sum(key.startswith("blocks_") for key in p)):
+            block = p[f"blocks_{i}"]
+            x = x + attention(block["attn"], norm(block["norm1"], x))
+            x = x + dense(block["mlp"]["fc2"], gelu(dense(block["mlp"]["fc1"], norm(block["norm2"], x))))
+        logits.append(dense(p["head"], norm(p["norm"], x)[0]))
+    return np.stack(logits)
+
+
+def test_equals_a_literal_transformer(tiny):
+    images, params = tiny
+    np.testing.assert_allclose(
+        TINY.apply({"params": params}, images), literal_vit(params, images, 3, 4), rtol=2e-5, atol=2e-5
+    )
+
+
+def test_every_layer_norm_has_timms_epsilon(tiny):
+    images, params = tiny
+    seen = []
+
+    def record(next_fun, args, kwargs, context):
+        if isinstance(context.module, nn.LayerNorm):
+            seen.append(context.module.epsilon)
+        return next_fun(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        TINY.apply({"params": params}, images)
+    assert seen == [1e-6] * 5
+
+
+def test_stages_in_order_are_the_whole_model(tiny):
+    images, params = tiny
+    x = images
+    for stage in TINY.stages():
+        x = run_stage(stage, stage.select(params), x)
+    np.testing.assert_array_equal(x, TINY.apply({"params": params}, images))
+    assert TINY.stages()[1].module == TINY.stages()[2].module  # so that blocks share compiled code
+
+
+def test_a_model_without_stages_is_one():
+    dense = nn.Dense(3)
+    assert stages_of(dense) == [Stage(dense)]
+
+
+def test_capture_gives_the_inputs_in_call_order(tiny):
+    images, params = tiny
+    y, inputs = apply_with_inputs(TINY, params, images)
+    np.testing.assert_array_equal(y, TINY.apply({"params": params}, images))
+    block = ["attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2"]
+    assert list(inputs) == ["patch_embed/proj", *(f"blocks_{i}/{n}" for i in range(2) for n in block), "head"]
+    head = params["head"]
+    np.testing.assert_allclose(inputs["head"] @ head["kernel"] + head["bias"][None], y, rtol=1e-5, atol=1e-6)
+    assert inputs["blocks_0/mlp/fc2"].shape == (3, 5, 48)
+
+
+def test_capture_joins_the_calls_of_a_shared_layer(rng):
+    class Twice(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            layer = nn.Dense(4, name="shared")
+            return layer(layer(x))
+
+    x = jnp.asarray(rng.normal(size=(5, 2, 4)), jnp.float32)
+    params = Twice().init(jax.random.key(0), x)["params"]
+    _, inputs = apply_with_inputs(Twice(), params, x)
+    first = x.reshape(-1, 4)
+    np.testing.assert_allclose(
+        inputs["shared"], jnp.concatenate([first, first @ params["shared"]["kernel"]]), rtol=1e-5
+    )
+
+
+def test_errors(tiny):
+    images, params = tiny
+    with pytest.raises(ValueError, match="unknown model 'resnet'; expected one of deit_base"):
+        create_vit("resnet")
+    with pytest.raises(ValueError, match=r"takes images of shape \(8, 8, 2\), got \(4, 4, 2\)"):
+        TINY.apply({"params": params}, images[:, :4, :4])

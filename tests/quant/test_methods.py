@@ -1,0 +1,109 @@
+"""What every method must satisfy; a new row of METHODS is tested by itself."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from beacon_jax.quant.gram import GramStats
+from beacon_jax.quant.methods import METHODS
+from beacon_jax.quant.metrics import cosines, relative_output_error
+from tests.quant.problems import KINDS, gram, make_problem
+
+# Every value of every option at least once.
+OPTIONS = [
+    ("rtn", {"scale": "lsq"}),
+    ("rtn", {"symmetric": False}),
+    ("rtn", {"symmetric": False, "scale": "lsq"}),
+    ("gptq", {"scale": "lsq", "act_order": True}),
+    ("gptq", {"scale": "beacon"}),
+    ("gptq", {"symmetric": False, "damping": 0.1, "block_size": 8}),
+    ("comq", {"order": "natural", "sweeps": 2}),
+    ("comq", {"symmetric": False, "scale": "lsq"}),
+    ("comq", {"order": "greedy", "block_size": 8}),
+    ("beacon", {"centering": "mean", "sweeps": 2, "block_size": 8, "channel_chunk": 2}),
+]
+CASES = [(name, {}) for name in METHODS] + OPTIONS
+
+
+def layer(rng, kind="mismatch", N=24, C=6):
+    W, X, X_tilde = make_problem(rng, kind, N, C)
+    return jnp.asarray(W, jnp.float32), gram(X, X_tilde, jnp.float32)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+@pytest.mark.parametrize("alphabet", ["1.58", "2", "int3", (-3.0, -1.0, 0.0, 0.5, 2.0)], ids=str)
+def test_invariants(rng, name, options, alphabet):
+    kernel, stats = layer(rng)
+    result = METHODS[name](kernel, stats, alphabet, **options)
+    assert result.codes.shape == result.shape == kernel.shape
+    assert result.codes.dtype == jnp.uint8
+    assert result.codes.max() < len(result.alphabet)
+    assert result.scale.shape == (kernel.shape[1],)
+    restored = result.dequantize()
+    assert restored.shape == kernel.shape and restored.dtype == jnp.float32
+    assert jnp.isfinite(restored).all()
+    levels = np.asarray(result.alphabet)[np.asarray(result.codes)]
+    offset = 0 if result.offset is None else np.asarray(result.offset)
+    np.testing.assert_allclose(restored, levels * np.asarray(result.scale) + offset, rtol=1e-6)
+    for value in result.info.values():
+        assert value.shape[-1] == kernel.shape[1]
+    again = METHODS[name](kernel, stats, alphabet, **options)
+    np.testing.assert_array_equal(again.codes, result.codes)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_survives_every_kind_of_inputs(rng, name, kind):
+    kernel, stats = layer(rng, kind)
+    result = METHODS[name](kernel, stats, "2")
+    assert jnp.isfinite(result.dequantize()).all()
+    assert 0 <= relative_output_error(kernel, result, stats) < 1
+    assert jnp.all(jnp.abs(cosines(kernel, result, stats)) <= 1 + 1e-5)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+def test_channels_without_weights_stay_so(rng, name, options):
+    kernel, stats = layer(rng)
+    restored = METHODS[name](kernel.at[:, 2].set(0), stats, "2", **options).dequantize()
+    np.testing.assert_allclose(restored[:, 2], 0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_eight_bits_are_nearly_exact(rng, name):
+    kernel, stats = layer(rng, "correlated")
+    assert relative_output_error(kernel, METHODS[name](kernel, stats, "8"), stats) < 2e-4
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_bad_problems_get_one_clear_sentence(rng, name):
+    kernel, stats = layer(rng)
+    bad = jnp.full_like(kernel, jnp.nan)
+    broken = jax.tree.map(lambda a: a * jnp.inf, stats)
+    for arguments, message in (
+        ((kernel[None], stats, "2"), r"expected a 2-D kernel \(inputs, outputs\), got shape \(1, 24, 6\)"),
+        ((kernel[:5], stats, "2"), r"statistics are for 24 inputs, but the kernel of shape \(5, 6\) has 5"),
+        ((bad, stats, "2"), r"NaN or infinity in the kernel of shape \(24, 6\)"),
+        ((kernel, broken, "2"), "NaN or infinity in the calibration statistics"),
+        ((kernel, GramStats.zeros(24), "2"), "no calibration rows"),
+        ((kernel, stats, "12"), "unknown alphabet '12'"),
+        ((kernel, stats, [1.0, 0.0]), "ascending order"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            METHODS[name](*arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("rtn", {"scale": "median"}, "unknown scale 'median'; expected one of absmax, lsq"),
+        ("gptq", {"scale": "median"}, "unknown scale 'median'; expected one of absmax, lsq, beacon"),
+        ("gptq", {"damping": 0.0}, "damping must be positive"),
+        ("gptq", {"scale": "beacon", "symmetric": False}, "no zero point"),
+        ("comq", {"order": "random"}, "unknown order 'random'; expected one of natural, greedy"),
+        ("comq", {"sweeps": 0}, "sweeps must be at least 1"),
+    ],
+)
+def test_bad_options(rng, name, options, message):
+    with pytest.raises(ValueError, match=message):
+        METHODS[name](*layer(rng), "2", **options)

@@ -1,0 +1,56 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from beacon_jax import METHODS, GramStats, load_params, load_quantized, save_params, save_quantized
+
+
+@pytest.fixture
+def params(rng):
+    return {
+        "block": {"fc": {"kernel": jnp.asarray(rng.normal(size=(10, 6)), jnp.float32), "bias": jnp.ones(6)}},
+        "token": jnp.asarray(rng.normal(size=(1, 1, 4)), jnp.float32),
+    }
+
+
+def test_params_round_trip(tmp_path, params):
+    save_params(tmp_path / "new" / "p.safetensors", params)
+    loaded = load_params(tmp_path / "new" / "p.safetensors")
+    assert jax.tree.structure(loaded) == jax.tree.structure(params)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["p.safetensors"]
+
+
+@pytest.mark.parametrize("options", [{}, {"centering": "mean"}], ids=str)
+@pytest.mark.parametrize("alphabet", ["1.58", "2", "2.58", "8"])
+def test_quantized_round_trip(tmp_path, rng, params, alphabet, options):
+    kernel = params["block"]["fc"]["kernel"]
+    stats = GramStats.zeros(10).update(jnp.asarray(rng.normal(size=(30, 10)), jnp.float32))
+    matrix = METHODS["beacon"](kernel, stats, alphabet, **options)
+    path = tmp_path / "q.safetensors"
+    save_quantized(path, params, {"block/fc": matrix})
+    loaded, layers = load_quantized(path)
+    np.testing.assert_array_equal(layers["block/fc"].codes, matrix.codes)
+    np.testing.assert_array_equal(loaded["block"]["fc"]["kernel"], matrix.dequantize())
+    np.testing.assert_array_equal(loaded["token"], params["token"])
+    assert "kernel" in params["block"]["fc"]  # the input tree is left alone
+
+
+def test_errors(tmp_path, params):
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        load_params(tmp_path / "none")
+    path = tmp_path / "p.safetensors"
+    save_params(path, params)
+    with pytest.raises(ValueError, match="holds float parameters, not a quantized model"):
+        load_quantized(path)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        load_params(path)
+    save_file({"a": np.zeros(2)}, path)
+    with pytest.raises(ValueError, match="not written by this version of beacon_jax"):
+        load_params(path)
+    save_quantized(path, params, {})
+    with pytest.raises(ValueError, match="holds a quantized model; read it with load_quantized"):
+        load_params(path)

@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+
+from beacon_jax import evaluate
+
+
+def batches(rng, sizes, classes=7):
+    for n in sizes:
+        yield {"image": rng.normal(size=(n, classes)).astype(np.float32), "label": rng.integers(classes, size=n)}
+
+
+def test_counts_and_masks_the_last_batch(rng):
+    data = list(batches(rng, (8, 8, 3)))
+    shapes = set()
+
+    def predict(x):
+        shapes.add(x.shape)
+        return x
+
+    result = evaluate(predict, data, reference=lambda x: 2 * x)
+    logits, labels = (np.concatenate([b[k] for b in data]) for k in ("image", "label"))
+    ranks = (logits > logits[np.arange(19), labels][:, None]).sum(1)
+    assert result.count == 19 and shapes == {(8, 7)}
+    np.testing.assert_allclose([result.top1, result.top5], [100 * np.mean(ranks < k) for k in (1, 5)])
+    np.testing.assert_allclose(result.logit_error, 0.25, rtol=1e-6)
+    np.testing.assert_allclose(result.top1_stderr, np.sqrt(result.top1 * (100 - result.top1) / 19))
+
+
+def test_equal_logits_are_no_hit(rng):
+    result = evaluate(lambda x: 0 * x, batches(rng, (8,)))
+    assert (result.top1, result.top5, result.logit_error) == (0, 0, None)
+
+
+def test_errors(rng):
+    with pytest.raises(ValueError, match="no batches to evaluate on"):
+        evaluate(lambda x: x, [])
+    with pytest.raises(ValueError, match="logits are not all finite"):
+        evaluate(lambda x: x * np.nan, batches(rng, (8, 3)))
+    with pytest.raises(ValueError, match="a batch of 9 follows a first batch of 8"):
+        evaluate(lambda x: x, batches(rng, (8, 9)))

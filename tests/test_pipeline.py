@@ -1,0 +1,239 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from beacon_jax import METHODS, GramStats, QuantSpec, quantize_model
+from beacon_jax.models.capture import apply_with_inputs
+from beacon_jax.models.vit import ViT
+from beacon_jax.quant import beacon, rtn
+
+MODEL = ViT(image_size=8, patch_size=2, width=16, depth=2, heads=2, channels=1, classes=10)
+LAYERS = [f"blocks_{i}/{n}" for i in range(2) for n in ("attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2")]
+
+
+@pytest.fixture(scope="module")
+def problem():
+    rng = np.random.default_rng(3)
+    batches = [rng.normal(size=(n, 8, 8, 1)).astype(np.float32) for n in (8, 8, 5)]
+    params = MODEL.init(jax.random.key(1), batches[0])["params"]
+    params = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape) * 0.3, jnp.float32), params)
+    return params, batches
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """A method that rounds to nearest and keeps the statistics it was given, in order."""
+    seen = []
+
+    def spy(kernel, stats, alphabet, *, tag=None):
+        seen.append(jax.tree.map(np.asarray, stats))
+        return rtn.quantize(kernel, stats, alphabet)
+
+    monkeypatch.setitem(METHODS, "spy", spy)
+    return seen
+
+
+def stats_of(params, tilde_params, batches, name):
+    """Gram statistics of one layer, from whole-model forward passes."""
+    stats = GramStats.zeros(apply_with_inputs(MODEL, params, batches[0])[1][name].shape[-1])
+    for batch in batches:
+        stats = stats.update(*(apply_with_inputs(MODEL, p, batch)[1][name] for p in (params, tilde_params)))
+    return stats
+
+
+def replace_kernels(params, layers):
+    params = jax.tree.map(lambda a: a, params)
+    for name, matrix in layers.items():
+        *path, last = name.split("/")
+        tree = params
+        for key in path:
+            tree = tree[key]
+        tree[last]["kernel"] = matrix.dequantize()
+    return params
+
+
+def test_layers_are_done_in_order_and_put_in_place(problem):
+    params, batches = problem
+    before = jax.tree.map(np.asarray, params)
+    done = []
+    result = quantize_model(MODEL, params, batches, QuantSpec(), on_layer=lambda r, m, n: done.append((r, m, n)))
+    assert [r.layer for r in result.reports] == list(result.layers) == LAYERS
+    assert [r for r, _, _ in done] == result.reports and {n for _, _, n in done} == {8}
+    jax.tree.map(np.testing.assert_array_equal, before, params)  # the input is left alone
+    jax.tree.map(np.testing.assert_array_equal, replace_kernels(params, result.layers), result.params)
+
+
+def test_float_calibration_sees_the_float_model(problem, seen):
+    params, batches = problem
+    quantize_model(MODEL, params, batches, QuantSpec(method="spy", calibrate_on="float"))
+    for name, stats in zip(LAYERS, seen, strict=True):
+        expected = stats_of(params, params, batches, name)
+        for field in ("H", "G", "F"):
+            np.testing.assert_allclose(getattr(stats, field), expected.F, rtol=1e-4, atol=1e-3)
+        assert stats.count == 21 * 17
+
+
+@pytest.mark.parametrize("calibrate_on", ["both", "quantized"])
+def test_each_layer_sees_the_quantization_of_all_before_it(problem, seen, calibrate_on):
+    params, batches = problem
+    spec = QuantSpec(method="spy", alphabet="3", calibrate_on=calibrate_on)
+    result = quantize_model(MODEL, params, batches, spec)
+    for i, (name, stats) in enumerate(zip(LAYERS, seen, strict=True)):
+        tilde = replace_kernels(params, {n: result.layers[n] for n in LAYERS[:i]})
+        expected = stats_of(params if calibrate_on == "both" else tilde, tilde, batches, name)
+        for field in ("H", "G", "F", "sum_x", "sum_xt"):
+            np.testing.assert_allclose(getattr(stats, field), getattr(expected, field), rtol=1e-4, atol=2e-3)
+
+
+def test_the_first_layer_needs_no_error_correction(problem):
+    """Its inputs are the same in both models, so both variants of Beacon give the same codes."""
+    params, batches = problem
+    results = [
+        quantize_model(MODEL, params, batches, QuantSpec(layers=LAYERS[0], calibrate_on=c)).layers[LAYERS[0]]
+        for c in ("float", "both", "quantized")
+    ]
+    for result in results[1:]:
+        np.testing.assert_array_equal(result.codes, results[0].codes)
+        np.testing.assert_array_equal(result.scale, results[0].scale)
+
+
+def test_reports(problem):
+    params, batches = problem
+    result = quantize_model(MODEL, params, batches, QuantSpec(alphabet="3", options={"sweeps": 3}))
+    tilde = replace_kernels(params, {n: result.layers[n] for n in LAYERS[:3]})
+    x, x_tilde = (
+        np.concatenate([np.asarray(apply_with_inputs(MODEL, p, b)[1][LAYERS[3]]).reshape(-1, 64) for b in batches])
+        for p in (params, tilde)
+    )
+    y = x @ np.asarray(params["blocks_0"]["mlp"]["fc2"]["kernel"])
+    v = x_tilde @ np.asarray(result.layers[LAYERS[3]].dequantize())
+    report = result.reports[3]
+    assert (report.layer, report.shape, report.method, report.alphabet) == (LAYERS[3], (64, 16), "beacon", "3")
+    assert report.rows == 21 * 17 and report.dead == 0
+    np.testing.assert_allclose(report.output_error, np.sum((y - v) ** 2) / np.sum(y**2), rtol=1e-3)
+    cosine = (y * v).sum(0) / np.linalg.norm(y, axis=0) / np.linalg.norm(v, axis=0)
+    np.testing.assert_allclose([report.mean_cosine, report.min_cosine], [cosine.mean(), cosine.min()], rtol=1e-4)
+    assert 1 <= report.sweeps <= 3 and 0 <= report.fixed_points <= 1
+
+
+def test_rules(problem):
+    params, batches = problem
+    rules = (
+        {"layers": r".*/fc\d", "alphabet": "4"},
+        {"layers": ".*/fc2", "method": "rtn", "options": {"scale": "lsq"}},
+        {"layers": "blocks_1/attn/.*", "skip": True},
+        {"layers": "head|patch_embed/proj", "method": "rtn", "alphabet": "8"},
+    )
+    spec = QuantSpec(calibrate_on="float", rules=rules, allow_few_rows=True, options={"sweeps": 1})
+    result = quantize_model(MODEL, params, batches, spec)
+    assert [(r.layer, r.method, r.alphabet) for r in result.reports] == [
+        ("patch_embed/proj", "rtn", "8"),
+        ("blocks_0/attn/qkv", "beacon", "2"),
+        ("blocks_0/attn/proj", "beacon", "2"),
+        ("blocks_0/mlp/fc1", "beacon", "4"),
+        ("blocks_0/mlp/fc2", "rtn", "2"),
+        ("blocks_1/mlp/fc1", "beacon", "4"),
+        ("blocks_1/mlp/fc2", "rtn", "2"),
+        ("head", "rtn", "8"),
+    ]
+
+
+class Mlp(nn.Module):
+    """A user's model, without stages."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Dense(24, name="hidden")(x))
+        return nn.Dense(4, name="out")(x)
+
+
+def test_any_flax_model(rng):
+    batches = [rng.normal(size=(40, 12)).astype(np.float32) for _ in range(2)]
+    params = Mlp().init(jax.random.key(0), batches[0])["params"]
+    result = quantize_model(Mlp(), params, batches, QuantSpec(layers=".*", alphabet="4"))
+    assert list(result.layers) == ["hidden", "out"]
+    y, v = (np.asarray(Mlp().apply({"params": p}, batches[0])) for p in (params, result.params))
+    assert np.sum((y - v) ** 2) < 0.05 * np.sum(y**2)
+
+
+def test_storage_does_not_change_the_result(problem):
+    params, batches = problem
+    disk, memory = (quantize_model(MODEL, params, batches, QuantSpec(activations=a)) for a in ("disk", "memory"))
+    for name in LAYERS:
+        np.testing.assert_array_equal(disk.layers[name].codes, memory.layers[name].codes)
+
+
+def test_memory_is_constant_in_the_number_of_images(problem):
+    params, batches = problem
+
+    def live_bytes(count):
+        sizes = []
+        many = (batches[0] for _ in range(count))
+        quantize_model(
+            MODEL, params, many, QuantSpec(method="rtn"),
+            on_layer=lambda *_: sizes.append(sum(a.nbytes for a in jax.live_arrays())),
+        )  # fmt: skip
+        return max(sizes)
+
+    live_bytes(2)
+    assert live_bytes(24) == live_bytes(3)
+
+
+def test_one_trace_per_layer_shape(problem):
+    params, batches = problem
+    beacon.solve.clear_cache()
+    for alphabet in ("1.58", "2", "4"):
+        quantize_model(MODEL, params, batches, QuantSpec(alphabet=alphabet))
+    assert beacon.solve._cache_size() == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(method="awq"), "unknown method 'awq'; expected one of rtn, gptq, comq, beacon"),
+        (dict(alphabet="9"), "unknown alphabet '9'"),
+        (dict(calibrate_on="test"), "unknown calibrate_on 'test'; expected one of float, quantized, both"),
+        (dict(activations="tape"), "unknown activations 'tape'; expected one of disk, memory"),
+        (dict(options={"swoops": 3}), "unknown option 'swoops' of beacon; expected one of sweeps"),
+        (dict(layers="("), "is not a regular expression"),
+        (dict(rules=({"layers": "head", "method": "awq"},)), "unknown method 'awq'"),
+    ],
+)
+def test_bad_specs(changes, message):
+    with pytest.raises(ValueError, match=message):
+        QuantSpec(**changes)
+
+
+def test_from_dict_names_unknown_keys():
+    with pytest.raises(ValueError, match="unknown key 'bits' of QuantSpec; expected one of method, alphabet"):
+        QuantSpec.from_dict({"bits": 2})
+    with pytest.raises(ValueError, match="unknown key 'layer' of LayerRule; expected one of layers"):
+        QuantSpec.from_dict({"rules": ({"layer": "head"},)})
+    assert QuantSpec.from_dict({"options": {"sweeps": 3, "centering": None}}).options == {"sweeps": 3}
+
+
+def test_bad_calibration(problem):
+    params, batches = problem
+    for spec, data, message in (
+        (QuantSpec(), [], "no calibration batches"),
+        (QuantSpec(), [batches[0], batches[1] * np.nan], "calibration batch 1 holds NaN or infinity"),
+        (QuantSpec(), [batches[0][:2]], "2 give 34 rows for the 64 inputs of blocks_0/mlp/fc2; use at least 4"),
+        (QuantSpec(layers="nothing"), batches, "no layer matches 'nothing'; the nn.Dense layers are patch_embed/proj"),
+        (QuantSpec(rules=({"layers": "nothing"},)), batches, "no layer matches 'nothing'"),
+        (QuantSpec(rules=({"layers": ".*", "skip": True},)), batches, "skip every layer"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            quantize_model(MODEL, params, data, spec)
+    quantize_model(MODEL, params, [batches[0][:2]], QuantSpec(allow_few_rows=True))
+
+
+def test_an_error_names_its_layer_and_keeps_what_was_done(problem):
+    params, batches = problem
+    broken = jax.tree.map(lambda a: a, params)
+    broken["blocks_1"]["mlp"]["fc1"]["kernel"] = broken["blocks_1"]["mlp"]["fc1"]["kernel"].at[0, 0].set(jnp.nan)
+    done = []
+    with pytest.raises(ValueError, match="layer blocks_1/mlp/fc1: NaN or infinity in the kernel"):
+        quantize_model(MODEL, broken, batches, QuantSpec(), on_layer=lambda r, *_: done.append(r.layer))
+    assert done == LAYERS[:6]
