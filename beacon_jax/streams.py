@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 STORAGES = ("disk", "memory")
@@ -22,7 +23,7 @@ class ActivationStream:
             raise ValueError(f"unknown storage {storage!r} for activations; expected one of {', '.join(STORAGES)}")
         self._folder = tempfile.TemporaryDirectory(prefix="beacon_jax_") if storage == "disk" else None
         self._arrays: list[np.ndarray] = []
-        self._count = 0
+        self._dtypes: list[np.dtype] = []
 
     def __enter__(self) -> "ActivationStream":
         return self
@@ -31,24 +32,23 @@ class ActivationStream:
         self.close()
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._dtypes)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        return (self._read(i) for i in range(self._count))
+        return (self._read(i) for i in range(len(self)))
 
     def append(self, batch: jax.Array) -> None:
         """Adds a batch (B, …)."""
-        self._write(self._count, batch)
-        self._count += 1
+        self._write(len(self), batch)
 
     def advance(self, run: Callable[[np.ndarray], jax.Array]) -> None:
         """Replaces every batch x by run(x)."""
-        for i in range(self._count):
+        for i in range(len(self)):
             self._write(i, run(self._read(i)))
 
     def close(self) -> None:
         """Frees the batches."""
-        self._arrays, self._count = [], 0
+        self._arrays, self._dtypes = [], []
         if self._folder is not None:
             self._folder.cleanup()
 
@@ -56,11 +56,15 @@ class ActivationStream:
         return Path(self._folder.name) / f"{i}.npy"
 
     def _read(self, i: int) -> np.ndarray:
-        return self._arrays[i] if self._folder is None else np.load(self._path(i))
+        if self._folder is None:
+            return self._arrays[i]
+        return np.load(self._path(i)).astype(self._dtypes[i], copy=False)
 
     def _write(self, i: int, batch: jax.Array) -> None:
         batch = np.asarray(batch)
-        if self._folder is not None:
-            np.save(self._path(i), batch)
-        else:
+        self._dtypes[i : i + 1] = [batch.dtype]
+        if self._folder is None:
             self._arrays[i : i + 1] = [batch]
+        else:
+            # .npy files do not know bfloat16, which float32 holds exactly.
+            np.save(self._path(i), batch.astype(np.float32) if batch.dtype == jnp.bfloat16 else batch)

@@ -1,3 +1,6 @@
+import os
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,7 +21,17 @@ def test_append_iterate_advance(rng, storage):
             np.testing.assert_array_equal(read, batch[:, :2] + 1)
         folder = stream._folder
         assert len(stream) == 3
-    assert folder is None or not __import__("os").path.exists(folder.name)
+    assert folder is None or not os.path.exists(folder.name)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_bfloat16_survives(rng, storage):
+    batch = jnp.asarray(rng.normal(size=(4, 3)), jnp.bfloat16)
+    with ActivationStream(storage) as stream:
+        stream.append(batch)
+        (read,) = stream
+        assert read.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(read, batch)
 
 
 def test_unknown_storage():
