@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from flax.core import unfreeze
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -19,7 +20,7 @@ FORMAT = "beacon_jax 1"
 
 def save_params(path: str | os.PathLike, params: Any) -> None:
     """Writes a nested dict of arrays, under names such as blocks_0/attn/qkv/kernel, in one atomic step."""
-    _save(path, {name: np.asarray(a) for name, a in flatten_dict(params, sep="/").items()}, {})
+    _save(path, flatten_dict(unfreeze(params), sep="/"), {})
 
 
 def load_params(path: str | os.PathLike) -> Any:
@@ -37,17 +38,22 @@ def save_quantized(path: str | os.PathLike, params: Any, layers: dict[str, Quant
       path: the file, replaced in one atomic step.
       params: the parameter tree; the kernels of `layers` are left out of the file.
       layers: {layer name: quantized kernel}.
+
+    Raises:
+      ValueError: a layer whose kernel is not in the tree.
     """
-    tensors = {name: np.asarray(a) for name, a in flatten_dict(params, sep="/").items()}
-    shapes = {}
+    tensors = flatten_dict(unfreeze(params), sep="/")
+    kernels = {}
     for name, matrix in layers.items():
-        del tensors[f"{name}/kernel"]
+        if f"{name}/kernel" not in tensors:
+            raise ValueError(f"layer {name!r} has no kernel in the parameter tree")
+        dtype = str(tensors.pop(f"{name}/kernel").dtype)
         tensors[f"{name}/kernel.codes"] = pack_codes(np.asarray(matrix.codes), len(matrix.alphabet))
         for field in ("alphabet", "scale", "offset"):
             if getattr(matrix, field) is not None:
-                tensors[f"{name}/kernel.{field}"] = np.asarray(getattr(matrix, field))
-        shapes[name] = list(matrix.shape)
-    _save(path, tensors, {"quantized": json.dumps(shapes)})
+                tensors[f"{name}/kernel.{field}"] = getattr(matrix, field)
+        kernels[name] = {"shape": matrix.shape, "dtype": dtype}
+    _save(path, tensors, {"quantized": json.dumps(kernels)})
 
 
 def load_quantized(path: str | os.PathLike) -> tuple[Any, dict[str, QuantizedMatrix]]:
@@ -61,12 +67,12 @@ def load_quantized(path: str | os.PathLike) -> tuple[Any, dict[str, QuantizedMat
     if "quantized" not in metadata:
         raise ValueError(f"{path} holds float parameters, not a quantized model; read it with load_params")
     layers = {}
-    for name, shape in json.loads(metadata["quantized"]).items():
+    for name, kernel in json.loads(metadata["quantized"]).items():
         part = {f: tensors.pop(f"{name}/kernel.{f}", None) for f in ("codes", "alphabet", "scale", "offset")}
-        codes = unpack_codes(part["codes"], len(part["alphabet"]), tuple(shape))
+        codes = unpack_codes(part["codes"], len(part["alphabet"]), tuple(kernel["shape"]))
         rest = [None if part[f] is None else jnp.asarray(part[f]) for f in ("alphabet", "scale", "offset")]
         layers[name] = QuantizedMatrix(jnp.asarray(codes), *rest)
-        tensors[f"{name}/kernel"] = layers[name].dequantize()
+        tensors[f"{name}/kernel"] = layers[name].dequantize().astype(kernel["dtype"])
     return unflatten_dict({name: jnp.asarray(a) for name, a in tensors.items()}, sep="/"), layers
 
 
@@ -74,13 +80,15 @@ def _save(path, tensors, metadata):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
+    # safetensors writes the buffer as it lies in memory, so a transposed view must be copied into row-major order.
+    tensors = {name: np.array(a, order="C") for name, a in tensors.items()}
     save_file(tensors, partial, metadata={"format": FORMAT, **metadata})
     partial.replace(path)
 
 
 def _load(path):
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
+        raise FileNotFoundError(f"no checkpoint at {str(path)!r}")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}

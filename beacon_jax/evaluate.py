@@ -38,7 +38,7 @@ def evaluate(
       reference: the float model, to report the error of the logits against it.
 
     Raises:
-      ValueError: no batches, or logits that are not finite.
+      ValueError: no batches, logits that are not finite, or labels outside the classes.
     """
     size, totals = None, np.zeros(5)
     for batch in batches:
@@ -46,6 +46,8 @@ def evaluate(
         size = size or count
         image, label = (_pad(np.asarray(batch[key]), size) for key in ("image", "label"))
         logits = predict(image)
+        if label.min() < 0 or label.max() >= logits.shape[-1]:
+            raise ValueError(f"labels {label.min()} … {label.max()} do not fit logits of {logits.shape[-1]} classes")
         target = None if reference is None else reference(image)
         totals += np.asarray(_count(logits, label, np.arange(size) < count, target), np.float64)
     if size is None:
@@ -73,6 +75,6 @@ def _count(logits, label, mask, target):
     if target is None:
         error = norm = jnp.zeros(())
     else:
-        error, norm = (jnp.sum(jnp.square(x) * mask[:, None]) for x in (logits - target, target))
+        error, norm = (jnp.sum(jnp.where(mask[:, None], jnp.square(x), 0)) for x in (logits - target, target))
     finite = jnp.where(jnp.isfinite(logits).all(1) | ~mask, 0, jnp.nan).sum()
     return jnp.stack([((rank < 1) & mask).sum() + finite, ((rank < 5) & mask).sum(), mask.sum(), error, norm])

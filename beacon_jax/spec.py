@@ -1,14 +1,18 @@
 """What to quantize and how: QuantSpec, its rules, and the plan they make for the layers of a model."""
 
 import dataclasses
+import functools
 import inspect
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from beacon_jax.quant.alphabets import make_alphabet
+from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.methods import METHODS
 from beacon_jax.streams import STORAGES
 
@@ -62,7 +66,9 @@ class QuantSpec:
     def __post_init__(self):
         _check_choice("calibrate_on", self.calibrate_on, CALIBRATE_ON)
         _check_choice("activations", self.activations, STORAGES)
-        rules = tuple(rule if isinstance(rule, LayerRule) else LayerRule(**rule) for rule in self.rules)
+        if isinstance(self.rules, (str, Mapping)):
+            raise ValueError(f"rules is a list of LayerRule or of dicts, got {self.rules!r}")
+        rules = tuple(rule if isinstance(rule, LayerRule) else _from_dict(LayerRule, rule) for rule in self.rules)
         object.__setattr__(self, "rules", rules)
         for rule in (self, *rules):
             try:
@@ -74,12 +80,8 @@ class QuantSpec:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "QuantSpec":
         """A spec from a config's keys; options that are None are left to the method. ValueError on an unknown key."""
-        fields = dict(fields)
-        _check_keys("QuantSpec", fields, cls)
-        for rule in fields.get("rules", ()):
-            _check_keys("LayerRule", rule, LayerRule)
-        fields["options"] = {k: v for k, v in fields.get("options", {}).items() if v is not None}
-        return cls(**fields)
+        options = {k: v for k, v in fields.get("options", {}).items() if v is not None}
+        return _from_dict(cls, {**fields, "options": options})
 
     def plan(self, layers: Sequence[str]) -> dict[str, "LayerPlan"]:
         """The layers to quantize, in the order given, and how. ValueError if a pattern matches none of `layers`."""
@@ -108,6 +110,7 @@ class QuantSpec:
         for option in options:
             if option not in known:
                 raise ValueError(f"unknown option {option!r} of {method}; expected one of {', '.join(known)}")
+        _try_options(method, **options)
         alphabet = own("alphabet")
         return LayerPlan(method, str(alphabet), make_alphabet(alphabet), options)
 
@@ -127,8 +130,16 @@ def _check_choice(what: str, value: str, known) -> None:
         raise ValueError(f"unknown {what} {value!r}; expected one of {', '.join(known)}")
 
 
-def _check_keys(what: str, fields: Mapping[str, Any], cls) -> None:
+def _from_dict(cls, fields: Mapping[str, Any]):
     known = [field.name for field in dataclasses.fields(cls)]
     for key in fields:
         if key not in known:
-            raise ValueError(f"unknown key {key!r} of {what}; expected one of {', '.join(known)}")
+            raise ValueError(f"unknown key {key!r} of {cls.__name__}; expected one of {', '.join(known)}")
+    return cls(**fields)
+
+
+@functools.cache
+def _try_options(method: str, **options) -> None:
+    """Traces the method on a tiny problem, so that a wrong value of an option is an error before any work starts."""
+    quantize = functools.partial(METHODS[method], alphabet=(-1.0, 0.0, 1.0), **options)
+    jax.eval_shape(quantize, jnp.zeros((2, 2)), GramStats.zeros(2))

@@ -27,6 +27,8 @@ def run(main) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # JAX reports every kind of device that it does not find
         try:
+            if argv[1:]:
+                raise ValueError(f"unexpected arguments {' '.join(argv[1:])}; a setting is given as --config.key=value")
             main(argv)
         except (ValueError, OSError) as error:
             if logging.level_debug():

@@ -14,12 +14,24 @@ from tqdm import tqdm
 from beacon_jax import QuantSpec, evaluate, quantize_model, save_quantized
 from experiments import common
 
-_COLUMNS = ("layer", "shape", "method", "alphabet", "output_error", "mean_cosine", "min_cosine", "solve_seconds")
+_COLUMNS = (
+    "layer",
+    "shape",
+    "method",
+    "alphabet",
+    "output_error",
+    "mean_cosine",
+    "min_cosine",
+    "dead",
+    "solve_seconds",
+)
 
 
 def main(_):
     config = common.CONFIG.value
     spec = QuantSpec.from_dict(config.quant.to_dict())
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
     model, params = common.load_model(config)
     predict = common.predictor(model)
     with tqdm(desc="layers", unit="layer") as bar:
@@ -35,7 +47,6 @@ def main(_):
     reports = [dataclasses.asdict(report) for report in result.reports]
     print(tabulate([[r[c] for c in _COLUMNS] for r in reports], headers=_COLUMNS, floatfmt=".4g"))
     print(f"top-1 {before.top1:.2f} % -> {after.top1:.2f} % of {after.count} test images")
-    out = Path(config.out)
     save_quantized(out / "quantized.safetensors", result.params, result.layers)
     evaluations = dict(before=dataclasses.asdict(before), after=dataclasses.asdict(after))
     line = dict(config=config.to_dict(), **evaluations, layers=reports)

@@ -28,7 +28,8 @@ def cells(config: ConfigDict) -> list[dict]:
             raise ValueError(f"unknown row {name!r} in config.table.rows; expected some of {', '.join(config.rows)}")
         row = config.rows[name].to_dict()
         title = row.pop("title")
-        for alphabet in map(str, config.table.alphabets):
+        for alphabet in config.table.alphabets:
+            alphabet = str(alphabet) if np.isscalar(alphabet) else ",".join(f"{level:g}" for level in alphabet)
             quant = {**config.quant.to_dict(), **row, "alphabet": alphabet}
             QuantSpec.from_dict(quant)  # every mistake is found before the first cell runs
             grid.append(dict(row=title, alphabet=alphabet, quant=quant))
@@ -49,8 +50,17 @@ def read_results(path: Path) -> dict[str, dict]:
     *complete, rest = path.read_text().split("\n")
     if rest:
         logging.warning("%s ends in an unfinished line, which is dropped", path)
-        path.write_text("".join(line + "\n" for line in complete))
-    return {result["key"]: result for result in map(json.loads, complete)}
+        repaired = path.with_name(path.name + ".partial")
+        repaired.write_text("".join(line + "\n" for line in complete))
+        repaired.replace(path)
+    results = {}
+    for number, line in enumerate(complete, 1):
+        try:
+            result = json.loads(line)
+            results[result["key"]] = result
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"line {number} of {path} is not a result of this script; remove it to go on") from error
+    return results
 
 
 def run_cell(config, cell, model, params, predict, on_layer) -> dict:

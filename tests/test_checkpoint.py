@@ -23,6 +23,12 @@ def test_params_round_trip(tmp_path, params):
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["p.safetensors"]
 
 
+def test_views_of_transposed_arrays_are_saved_as_they_look(tmp_path, rng):
+    kernel = rng.normal(size=(4, 3)).astype(np.float32).T
+    save_params(tmp_path / "p.safetensors", {"kernel": kernel})
+    np.testing.assert_array_equal(load_params(tmp_path / "p.safetensors")["kernel"], kernel)
+
+
 @pytest.mark.parametrize("options", [{}, {"centering": "mean"}], ids=str)
 @pytest.mark.parametrize("alphabet", ["1.58", "2", "2.58", "8"])
 def test_quantized_round_trip(tmp_path, rng, params, alphabet, options):
@@ -33,6 +39,11 @@ def test_quantized_round_trip(tmp_path, rng, params, alphabet, options):
     save_quantized(path, params, {"block/fc": matrix})
     loaded, layers = load_quantized(path)
     np.testing.assert_array_equal(layers["block/fc"].codes, matrix.codes)
+    low = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
+    save_quantized(tmp_path / "low.safetensors", low, {"block/fc": matrix})
+    restored = load_quantized(tmp_path / "low.safetensors")[0]["block"]["fc"]["kernel"]
+    assert restored.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(restored, matrix.dequantize().astype(jnp.bfloat16))
     np.testing.assert_array_equal(loaded["block"]["fc"]["kernel"], matrix.dequantize())
     np.testing.assert_array_equal(loaded["token"], params["token"])
     assert "kernel" in params["block"]["fc"]  # the input tree is left alone
@@ -42,6 +53,8 @@ def test_errors(tmp_path, params):
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         load_params(tmp_path / "none")
     path = tmp_path / "p.safetensors"
+    with pytest.raises(ValueError, match="layer 'other' has no kernel in the parameter tree"):
+        save_quantized(path, params, {"other": None})
     save_params(path, params)
     with pytest.raises(ValueError, match="holds float parameters, not a quantized model"):
         load_quantized(path)

@@ -1,3 +1,4 @@
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -31,7 +32,21 @@ def test_equal_logits_are_no_hit(rng):
     assert (result.top1, result.top5, result.logit_error) == (0, 0, None)
 
 
+def test_padding_does_not_count_even_if_it_breaks_the_model(rng):
+    """A model that divides by the image's own spread gives NaN for the zeros that a short batch is padded with."""
+    data = list(batches(rng, (8, 3)))
+
+    def predict(x):
+        return jnp.asarray(x) / jnp.std(x, axis=1, keepdims=True)
+
+    assert np.isnan(predict(np.zeros((1, 7)))).all()
+    result = evaluate(predict, data, reference=predict)
+    assert result.logit_error == 0 and result.count == 11
+
+
 def test_errors(rng):
+    with pytest.raises(ValueError, match="labels 0 … 6 do not fit logits of 3 classes"):
+        evaluate(lambda x: x[:, :3], [{"image": np.zeros((7, 7)), "label": np.arange(7)}])
     with pytest.raises(ValueError, match="no batches to evaluate on"):
         evaluate(lambda x: x, [])
     with pytest.raises(ValueError, match="logits are not all finite"):

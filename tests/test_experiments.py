@@ -68,8 +68,10 @@ def test_quantize_writes_a_model_that_loads(tmp_path):
     ("argument", "message"),
     [
         ("--config.quantt=1", "error: --config has no such key"),
+        ("stray", "error: unexpected arguments stray; a setting is given as --config.key=value"),
+        ("--config.quant.options.centering=foo", "error: unknown centering 'foo'"),
         ("--config.quant.alphabet=9", "error: unknown alphabet '9'"),
-        ("--config.model.checkpoint=missing.safetensors", "error: no checkpoint at missing.safetensors"),
+        ("--config.model.checkpoint=missing.safetensors", "error: no checkpoint at 'missing.safetensors'"),
         ("--config.data.calibration_images=5000", "error: digits train has 1297 images, asked for 5000"),
         ("--config.model.name=deit_tiny_patch16_224", "does not hold the parameters of deit_tiny_patch16_224"),
     ],
@@ -85,6 +87,18 @@ def test_unknown_row():
     config.table.rows = ("rtn", "awq")
     with pytest.raises(ValueError, match=r"unknown row 'awq' in config\.table\.rows; expected some of"):
         tables.cells(config)
+
+
+def test_levels_of_ones_own_in_a_table():
+    config = digits_config()
+    config.table.rows, config.table.alphabets = ("rtn",), ((-1, 0, 1), 2)
+    assert [cell["alphabet"] for cell in tables.cells(config)] == ["", "-1,0,1", "2"]
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    (tmp_path / "results.jsonl").write_text('{"key": "a"}\n\n{"key": "b"}\n')
+    with pytest.raises(ValueError, match=r"line 2 of .* is not a result of this script"):
+        tables.read_results(tmp_path / "results.jsonl")
 
 
 def test_a_missing_cell_is_a_dash():

@@ -3,9 +3,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.core import freeze
 
 from beacon_jax import METHODS, GramStats, QuantSpec, quantize_model
 from beacon_jax.models.capture import apply_with_inputs
+from beacon_jax.models.stages import Stage
 from beacon_jax.models.vit import ViT
 from beacon_jax.quant import beacon, rtn
 
@@ -28,7 +30,8 @@ def seen(monkeypatch):
     seen = []
 
     def spy(kernel, stats, alphabet, *, tag=None):
-        seen.append(jax.tree.map(np.asarray, stats))
+        if not isinstance(stats.H, jax.core.Tracer):  # QuantSpec traces the method once to check its options
+            seen.append(jax.tree.map(np.asarray, stats))
         return rtn.quantize(kernel, stats, alphabet)
 
     monkeypatch.setitem(METHODS, "spy", spy)
@@ -158,9 +161,62 @@ def test_any_flax_model(rng):
     assert np.sum((y - v) ** 2) < 0.05 * np.sum(y**2)
 
 
+@pytest.mark.parametrize(
+    "model", [nn.Sequential([nn.Dense(24), nn.relu, nn.Dense(4)]), nn.Dense(4)], ids=["sequential", "dense"]
+)
+def test_models_of_other_forms(rng, model):
+    batches = [rng.normal(size=(40, 12)).astype(np.float32)]
+    params = freeze(model.init(jax.random.key(0), batches[0])["params"])
+    result = quantize_model(model, params, batches, QuantSpec(layers=".*", alphabet="4"))
+    assert len(result.layers) == (1 if isinstance(model, nn.Dense) else 2)
+    y, v = (np.asarray(model.apply({"params": p}, batches[0])) for p in (params, result.params))
+    assert np.sum((y - v) ** 2) < 0.05 * np.sum(y**2)
+
+
+def test_lifted_layers_are_refused(rng):
+    class Remat(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.remat(nn.Dense)(4)(x)
+
+    x = rng.normal(size=(40, 12)).astype(np.float32)
+    params = Remat().init(jax.random.key(0), x)["params"]
+    with pytest.raises(ValueError, match=r"nn\.remat or another lifted transformation cannot be captured"):
+        quantize_model(Remat(), params, [x], QuantSpec(layers=".*"))
+
+
+def test_a_layer_in_two_stages_is_refused(rng):
+    class TwoStages(nn.Module):
+        def setup(self):
+            self.shared = nn.Dense(12)
+
+        def __call__(self, x):
+            return self.shared(self.shared(x))
+
+        def half(self, x):
+            return self.shared(x)
+
+        @nn.nowrap
+        def stages(self):
+            return [Stage(self, method="half"), Stage(self, method="half")]
+
+    x = rng.normal(size=(40, 12)).astype(np.float32)
+    params = TwoStages().init(jax.random.key(0), x)["params"]
+    with pytest.raises(ValueError, match="layer shared is used in two stages"):
+        quantize_model(TwoStages(), params, [x], QuantSpec(layers=".*"))
+
+
+def test_rows_are_counted_over_batches_of_any_shape(rng):
+    batches = [rng.normal(size=shape).astype(np.float32) for shape in ((2, 50, 12), (2, 3, 12))]
+    params = Mlp().init(jax.random.key(0), batches[0])["params"]
+    result = quantize_model(Mlp(), params, batches, QuantSpec(layers=".*"))
+    assert [r.rows for r in result.reports] == [106, 106]
+
+
 def test_storage_does_not_change_the_result(problem):
     params, batches = problem
-    disk, memory = (quantize_model(MODEL, params, batches, QuantSpec(activations=a)) for a in ("disk", "memory"))
+    specs = [QuantSpec(method="comq", activations=a) for a in ("disk", "memory")]
+    disk, memory = (quantize_model(MODEL, params, batches, spec) for spec in specs)
     for name in LAYERS:
         np.testing.assert_array_equal(disk.layers[name].codes, memory.layers[name].codes)
 
@@ -199,6 +255,9 @@ def test_one_trace_per_layer_shape(problem):
         (dict(options={"swoops": 3}), "unknown option 'swoops' of beacon; expected one of sweeps"),
         (dict(layers="("), "is not a regular expression"),
         (dict(rules=({"layers": "head", "method": "awq"},)), "unknown method 'awq'"),
+        (dict(rules="head"), "rules is a list of LayerRule or of dicts, got 'head'"),
+        (dict(rules=({"layer": "head"},)), "unknown key 'layer' of LayerRule; expected one of layers"),
+        (dict(options={"centering": "foo"}), "unknown centering 'foo'; expected one of none, mean"),
     ],
 )
 def test_bad_specs(changes, message):
@@ -209,8 +268,6 @@ def test_bad_specs(changes, message):
 def test_from_dict_names_unknown_keys():
     with pytest.raises(ValueError, match="unknown key 'bits' of QuantSpec; expected one of method, alphabet"):
         QuantSpec.from_dict({"bits": 2})
-    with pytest.raises(ValueError, match="unknown key 'layer' of LayerRule; expected one of layers"):
-        QuantSpec.from_dict({"rules": ({"layer": "head"},)})
     assert QuantSpec.from_dict({"options": {"sweeps": 3, "centering": None}}).options == {"sweeps": 3}
 
 
@@ -218,6 +275,9 @@ def test_bad_calibration(problem):
     params, batches = problem
     for spec, data, message in (
         (QuantSpec(), [], "no calibration batches"),
+        (QuantSpec(), batches[0], "expected several batches, got one array of shape"),
+        (QuantSpec(), [{"image": batches[0]}], "arrays of inputs alone, but batch 0 is a dict"),
+        (QuantSpec(), [batches[0], batches[0][:0]], "calibration batch 1 is empty"),
         (QuantSpec(), [batches[0], batches[1] * np.nan], "calibration batch 1 holds NaN or infinity"),
         (QuantSpec(), [batches[0][:2]], "2 give 34 rows for the 64 inputs of blocks_0/mlp/fc2; use at least 4"),
         (QuantSpec(layers="nothing"), batches, "no layer matches 'nothing'; the nn.Dense layers are patch_embed/proj"),

@@ -11,12 +11,19 @@ import jax
 class Stage:
     """A piece of a model: `module`, run by `method` on the parameters found at `path` in the model's tree.
 
-    Stages with equal module and method (the blocks of a transformer) share their compiled code.
+    Stages with equal module and method are equal wherever their parameters lie, and share their compiled code: the
+    blocks of a transformer compile once.
     """
 
     module: nn.Module
-    path: tuple[str, ...] = ()
+    path: tuple[str, ...] = dataclasses.field(default=(), compare=False)
     method: str | None = None
+
+    def __hash__(self) -> int:
+        try:
+            return hash((self.module, self.method))
+        except TypeError:  # a module with a list or an array among its fields, such as nn.Sequential
+            return hash((id(self.module), self.method))
 
     def select(self, params: Any) -> Any:
         """This stage's parameters, out of the whole model's."""
@@ -25,13 +32,14 @@ class Stage:
         return params
 
     def layer_name(self, local: str) -> str:
-        """The full name of a layer known inside this stage as `local`, such as blocks_0/attn/qkv."""
-        return "/".join((*self.path, local))
+        """The full name, such as blocks_0/attn/qkv, of the layer `local` of this stage ("" for the stage itself)."""
+        return "/".join((*self.path, *([local] if local else [])))
 
 
 def stages_of(model: nn.Module) -> list[Stage]:
     """`model.stages()` where it has that method, else the whole model as one stage."""
-    return model.stages() if hasattr(model, "stages") else [Stage(model)]
+    stages = getattr(model, "stages", None)
+    return stages() if callable(stages) else [Stage(model)]
 
 
 def run_stage(stage: Stage, params: Any, x: jax.Array) -> jax.Array:

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from beacon_jax.models.stages import Stage
 
 LAYER_NORM_EPS = 1e-6  # timm's; the Flax default happens to be the same, but must not drift
-_token_init = nn.initializers.truncated_normal(0.02)
+_init = nn.initializers.truncated_normal(0.02)
 
 
-def _dense(features: int, name: str) -> nn.Dense:
-    return nn.Dense(features, kernel_init=nn.initializers.truncated_normal(0.02), name=name)
+def _dense(features: int, name: str | None = None) -> nn.Dense:
+    return nn.Dense(features, kernel_init=_init, name=name)
 
 
-def _layer_norm(name: str) -> nn.LayerNorm:
+def _layer_norm(name: str | None = None) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=LAYER_NORM_EPS, name=name)
 
 
@@ -94,11 +94,11 @@ class ViT(nn.Module):
         """Declares the parameters under their timm names."""
         tokens = (self.image_size // self.patch_size) ** 2 + 1
         self.patch_embed = PatchEmbed(self.patch_size, self.width)
-        self.cls_token = self.param("cls_token", _token_init, (1, 1, self.width))
-        self.pos_embed = self.param("pos_embed", _token_init, (1, tokens, self.width))
+        self.cls_token = self.param("cls_token", _init, (1, 1, self.width))
+        self.pos_embed = self.param("pos_embed", _init, (1, tokens, self.width))
         self.blocks = [Block(self.heads, self.mlp_ratio * self.width) for _ in range(self.depth)]
-        self.norm = nn.LayerNorm(epsilon=LAYER_NORM_EPS)
-        self.head = nn.Dense(self.classes, kernel_init=nn.initializers.truncated_normal(0.02))
+        self.norm = _layer_norm()
+        self.head = _dense(self.classes)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Logits (B, classes) of images (B, image_size, image_size, channels)."""

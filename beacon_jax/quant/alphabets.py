@@ -5,6 +5,7 @@ An alphabet is a (K,) ascending array. `make_alphabet` builds it from a name or 
 """
 
 import dataclasses
+import numbers
 from collections.abc import Sequence
 
 import jax
@@ -34,21 +35,28 @@ def make_alphabet(spec: str | float | Sequence[float]) -> np.ndarray:
 
     Names (Beacon, arXiv 2508.20293): "1.58" (-1, 0, 1), "2.32" (-2 … 2), "2.58" (±0.5, ±1.5, ±2.5), "2" … "8"
     (symmetric half-integers, paper v1), "int2" … "int8" (integers -2^(b-1) … 2^(b-1)-1, paper v2). A number is
-    read as its name (2 is "2"). Any other sequence is taken as the levels themselves.
+    read as its name (2 is "2"). Any other sequence, or a string such as "-1,0,1", is taken as the levels themselves.
 
     Raises:
-      ValueError: unknown name; fewer than 2 or more than 256 levels; levels not finite or not strictly ascending.
+      ValueError: unknown name; fewer than 2 or more than 256 levels; levels not finite, not strictly ascending in
+        float32, or with a largest magnitude outside 1e-4 … 1e4 (the scale is found per channel).
     """
-    if isinstance(spec, (str, int, float)):
-        name = f"{spec:g}" if isinstance(spec, float) else str(spec)
+    if isinstance(spec, str) and "," in spec:
+        spec = [float(level) for level in spec.strip("()[]").split(",") if level.strip()]
+    if isinstance(spec, (str, numbers.Real)):
+        name = spec if isinstance(spec, str) else f"{spec:g}"
         if name not in NAMED:
-            raise ValueError(f"unknown alphabet {spec!r}; expected one of {', '.join(NAMED)} or a list of levels")
+            raise ValueError(
+                f"unknown alphabet {spec!r}; expected one of {', '.join(NAMED)} or a list of levels such as -1,0,1"
+            )
         return np.asarray(NAMED[name], np.float64)
     levels = np.asarray(spec, np.float64)
     if levels.ndim != 1 or not 2 <= levels.size <= MAX_LEVELS:
         raise ValueError(f"an alphabet is a list of 2 to {MAX_LEVELS} levels, got shape {levels.shape}: {spec!r}")
-    if not np.all(np.isfinite(levels)) or not np.all(np.diff(levels) > 0):
+    if not np.all(np.isfinite(levels)) or not np.all(np.diff(levels.astype(np.float32)) > 0):
         raise ValueError(f"alphabet levels must be finite, distinct and in ascending order, got {levels.tolist()}")
+    if not 1e-4 <= np.abs(levels).max() <= 1e4:
+        raise ValueError(f"alphabet levels are unscaled: give the largest a magnitude near 1, got {levels.tolist()}")
     return levels
 
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from beacon_jax.quant.alphabets import Levels, is_symmetric
-from beacon_jax.quant.checks import check_problem
+from beacon_jax.quant.checks import check_count, check_problem
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.quantized import QuantizedMatrix
 from beacon_jax.quant.scales import least_squares_scale
@@ -70,13 +70,16 @@ def quantize(
       start and after each pass.
 
     Raises:
-      ValueError: bad shapes, values that are not finite, no calibration rows, unknown centering, sweeps < 0.
+      ValueError: bad shapes, values that are not finite, no calibration rows, unknown centering, sweeps below 0,
+        block_size or channel_chunk below 1.
     """
     alphabet = check_problem(kernel, stats, alphabet)
     if centering not in CENTERINGS:
         raise ValueError(f"unknown centering {centering!r}; expected one of {', '.join(CENTERINGS)}")
-    if sweeps < 0:
-        raise ValueError(f"sweeps must be at least 0, got {sweeps}")
+    check_count("sweeps", sweeps, 0)
+    check_count("block_size", block_size, 1)
+    if channel_chunk is not None:
+        check_count("channel_chunk", channel_chunk, 1)
     dtype = stats.H.dtype
     kernel = jnp.asarray(kernel, dtype)
     levels = Levels.of(alphabet, dtype)
@@ -114,6 +117,7 @@ class Solution:
 @functools.partial(jax.jit, static_argnames=("sweeps", "both_signs", "block_size", "channel_chunk"))
 def solve(W, stats, levels, *, sweeps, both_signs, block_size, channel_chunk) -> Solution:
     """The solver behind `quantize`: one trace per layer shape and dtype, whatever the (evenly spaced) alphabet."""
+    stats = _rescaled(stats)
     H, Gt = (pad_square(M, block_size) for M in (stats.H, stats.G.T))
     h = matmul(stats.G, W)
     start_h = matmul(jnp.tril(stats.G), W)
@@ -145,7 +149,7 @@ def _solve_channels(H, Gt, levels, sweeps, block_size, W, h, start_h, first_leve
         d, g = products  # ⟨s, X̃_t⟩ and ⟨s, X_t⟩
         a, c = state
         a = a + w * g  # y gains w_t X_t before the level is chosen
-        p = best_level(levels, first, a, c, h, d, H_tt)
+        p = best_level(levels, first, a, c, h, d, H_tt, size=0.0)
         return p, (a + p * h, c + 2 * p * d + p * p * H_tt)
 
     def sweep_step(H_tt, row, products, q, state):
@@ -153,7 +157,7 @@ def _solve_channels(H, Gt, levels, sweeps, block_size, W, h, start_h, first_leve
         a, beta, changed = state
         d = products[0] - q * H_tt
         a_, c_ = a - q * h, beta - 2 * q * d - q * q * H_tt
-        p = best_level(levels, first, a_, c_, h, d, H_tt)
+        p = best_level(levels, first, a_, c_, h, d, H_tt, size=beta + q * q * H_tt)
         moves = p != q  # a code that stays leaves a and β untouched to the last bit, so a fixed point stays one
         a = jnp.where(moves, a_ + p * h, a)
         beta = jnp.where(moves, c_ + 2 * p * d + p * p * H_tt, beta)
@@ -161,13 +165,13 @@ def _solve_channels(H, Gt, levels, sweeps, block_size, W, h, start_h, first_leve
 
     start = (W, start_h, first_level)
     q, (a, beta) = blocked_pass(greedy_step, (H, Gt), diagonal, start, jnp.zeros_like(W), (zero, zero), block_size)
-    a = (h * q).sum(0)
+    # Afresh: the greedy start changed every code, later sweeps change few.
+    a, beta = (h * q).sum(0), (q * matmul(H, q)).sum(0)
     history = jnp.zeros((sweeps + 1, *y_norm.shape), y_norm.dtype).at[0].set(_cosine(a, beta, y_norm))
 
     def sweep(carry):
         k, q, a, beta, history, made, moving = carry
         unchanged = jnp.zeros_like(moving)
-        a = (h * q).sum(0)  # afresh, so that rounding cannot drift
         q, (a, beta, changed) = blocked_pass(
             sweep_step, (H,), diagonal, (h, first_level), q, (a, beta, unchanged), block_size
         )
@@ -185,10 +189,11 @@ def _solve_channels(H, Gt, levels, sweeps, block_size, W, h, start_h, first_leve
     return q, {"sweeps": made, "fixed_point": ~moving, "cosine_history": history}
 
 
-def best_level(levels, first, a, c, h, d, H_tt):
+def best_level(levels, first, a, c, h, d, H_tt, size):
     """The level p of largest f(p) = (a + p h) / √(c + 2 p d + p² H_tt), in O(1); scalars of one channel.
 
-    `first` is the level for an empty running sum, the one nearest to w_t/s (see `quantize`). Ties take the lower level.
+    `first` is the level for an empty running sum, the one nearest to w_t/s (see `quantize`); `size` is the magnitude of
+    the terms that cancelled in c. Ties take the lower level.
     """
     tol = float(jnp.finfo(jnp.result_type(c)).eps) ** 0.8
     num, den = h * c - a * d, a * H_tt - h * d
@@ -197,11 +202,14 @@ def best_level(levels, first, a, c, h, d, H_tt):
     lo, hi = levels.bracket(jnp.where(peaked, num / jnp.where(peaked, den, 1), 0))
     lo, hi = jnp.where(peaked, lo, levels.first), jnp.where(peaked, hi, levels.last)
     p = jnp.where(_is_higher(num, den, a, h, lo, hi, tol), hi, lo)
-    # X̃_t parallel to s: f takes two values only, and steps from one to the other where s + p X̃_t changes sign.
-    parallel = c * H_tt - d * d <= tol * c * H_tt
-    p = jnp.where(parallel, _first_of_right_sign(levels, a, d, H_tt, tol), p)
+    # num = den = 0: X̃_t is parallel to s (or both are orthogonal to y, and any level will do). Then f takes two values,
+    # and steps from one to the other where s + p X̃_t changes sign.
+    flat = (jnp.abs(num) <= tol * (jnp.abs(h) * c + jnp.abs(a * d))) & (
+        jnp.abs(den) <= tol * (jnp.abs(a) * H_tt + jnp.abs(h * d))
+    )
+    p = jnp.where(flat, _first_of_right_sign(levels, a, d, H_tt, tol), p)
     # Empty running sum: every level of the sign of h gives the same cosine.
-    empty = c <= tol * H_tt * jnp.square(levels.max_abs)
+    empty = c <= tol * size
     p = jnp.where(empty, _right_sign(levels, first, h), p)
     return jnp.where(H_tt > 0, p, levels.smallest)
 
@@ -248,6 +256,15 @@ def _better_sign(q, facts):
 def _cosine(a, beta, y_norm):
     norm = jnp.sqrt(jnp.maximum(beta, 0)) * y_norm
     return jnp.where(norm > 0, a / jnp.where(norm > 0, norm, 1), 0)
+
+
+def _rescaled(stats):
+    """The statistics times a power of two that brings diag(H) near 1: products of six of them must fit in float32.
+
+    It changes no code, and cancels in the scale.
+    """
+    _, exponent = jnp.frexp(jnp.diagonal(stats.H).mean())
+    return jax.tree.map(lambda a: jnp.ldexp(a, -exponent), stats)
 
 
 def _offset_gain(stats):

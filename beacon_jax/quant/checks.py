@@ -1,5 +1,7 @@
 """Checks of a quantization problem, made once before any solver starts."""
 
+import numbers
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,3 +31,9 @@ def check_problem(kernel: jax.Array, stats: GramStats, alphabet) -> np.ndarray:
     if not isinstance(kernel, jax.core.Tracer) and not bool(jnp.isfinite(kernel).all()):
         raise ValueError(f"NaN or infinity in the kernel of shape {kernel.shape}")
     return make_alphabet(alphabet)
+
+
+def check_count(name: str, value: int, minimum: int) -> None:
+    """ValueError unless `value` is an integer of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
+        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from beacon_jax.quant.alphabets import Levels
-from beacon_jax.quant.checks import check_problem
+from beacon_jax.quant.checks import check_count, check_problem
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.quantized import QuantizedMatrix
 from beacon_jax.quant.scales import scale_and_offset
@@ -49,13 +49,13 @@ def quantize(
       QuantizedMatrix with info: objective (sweeps, C), ‖Xw − X̃ŵ‖² after each pass and scale update.
 
     Raises:
-      ValueError: as `check_problem`; unknown scale or order; sweeps < 1.
+      ValueError: as `check_problem`; unknown scale or order; sweeps or block_size below 1.
     """
     alphabet = check_problem(kernel, stats, alphabet)
     if order not in ORDERS:
         raise ValueError(f"unknown order {order!r}; expected one of {', '.join(ORDERS)}")
-    if sweeps < 1:
-        raise ValueError(f"sweeps must be at least 1, got {sweeps}")
+    check_count("sweeps", sweeps, 1)
+    check_count("block_size", block_size, 1)
     dtype = stats.H.dtype
     levels = Levels.of(alphabet, dtype)
     kernel = jnp.asarray(kernel, dtype)

@@ -13,11 +13,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.scipy.linalg import cho_solve
 
 from beacon_jax.quant import beacon
 from beacon_jax.quant.alphabets import Levels
-from beacon_jax.quant.checks import check_problem
+from beacon_jax.quant.checks import check_count, check_problem
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.quantized import QuantizedMatrix
 from beacon_jax.quant.scales import SCALES, nonzero, scale_and_offset
@@ -52,11 +53,13 @@ def quantize(
       block_size: coordinates per block. Speed only, not the result.
 
     Raises:
-      ValueError: as `check_problem`; unknown scale; damping not positive; "beacon" scale with a zero point.
+      ValueError: as `check_problem`; unknown scale, or "beacon" with a zero point; damping not positive, or too small
+        to factor H + λI; block_size below 1.
     """
     alphabet = check_problem(kernel, stats, alphabet)
-    if damping <= 0:
-        raise ValueError(f"damping must be positive, so that H + λI can be factored; got {damping}")
+    check_count("block_size", block_size, 1)
+    if not damping > 0:
+        raise ValueError(f"damping must be positive, got {damping}")
     if scale not in (*SCALES, "beacon"):
         raise ValueError(f"unknown scale {scale!r}; expected one of {', '.join(SCALES)}, beacon")
     if scale == "beacon" and not symmetric:
@@ -68,7 +71,9 @@ def quantize(
         z = jnp.zeros_like(s)
     else:
         s, z = scale_and_offset(kernel, levels, scale, symmetric)
-    codes = _solve(kernel, stats, levels, s, z, damping, act_order=act_order, block_size=block_size)
+    codes, factored = _solve(kernel, stats, levels, s, z, damping, act_order=act_order, block_size=block_size)
+    if not isinstance(factored, jax.core.Tracer) and not factored:
+        raise ValueError(f"H + λI is not positive definite in {dtype}; damping={damping} is too small")
     return QuantizedMatrix(codes, jnp.asarray(alphabet, dtype), s, None if symmetric else z)
 
 
@@ -79,7 +84,11 @@ def _solve(W, stats, levels, s, z, damping, *, act_order, block_size):
     # All inputs dead: any positive ridge will do.
     ridge = damping * jnp.where(diagonal.sum() > 0, diagonal.mean(), 1)
     H = stats.H + ridge * jnp.eye(N, dtype=W.dtype)
-    W = W + cho_solve((jnp.linalg.cholesky(H), True), matmul(stats.G - stats.H, W))
+
+    def correct(W):
+        return W + cho_solve((jnp.linalg.cholesky(H), True), matmul(stats.G - stats.H, W))
+
+    W = lax.cond(jnp.array_equal(stats.G, stats.H), lambda W: W, correct, W)
     order = jnp.argsort(-diagonal, stable=True) if act_order else jnp.arange(N)
     H, W = H[order][:, order], W[order]
     R = jnp.linalg.cholesky(H[::-1, ::-1])[::-1, ::-1].T
@@ -93,4 +102,5 @@ def _solve(W, stats, levels, s, z, damping, *, act_order, block_size):
 
     rows, M = pad_rows(target, block_size), pad_square(feedback, block_size)
     q, _ = blocked_pass(step, (M,), jnp.zeros(rows.shape[0]), rows, jnp.zeros_like(rows), (s, z), block_size)
-    return levels.index(jnp.zeros_like(W).at[order].set(q[:N]))
+    factored = jnp.isfinite(target).all() & jnp.isfinite(feedback).all()
+    return levels.index(jnp.zeros_like(W).at[order].set(q[:N])), factored

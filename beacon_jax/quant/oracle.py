@@ -42,25 +42,26 @@ def _solve_channel(w, X, X_tilde, alphabet, sweeps):
     q = np.zeros(N)
     for t in range(N):  # greedy start
         y = X[:, : t + 1] @ w[: t + 1]
-        q[t] = _choose(y, X_tilde[:, :t] @ q[:t], X_tilde[:, t], first[t], alphabet)
+        q[t] = _choose(y, X_tilde[:, :t], q[:t], X_tilde[:, t], first[t], alphabet)
     y = X @ w
     history, fixed = [cosine(y, X_tilde @ q)], False
     for _ in range(sweeps):
         before = q.copy()
         for t in range(N):
             others = np.delete(np.arange(N), t)
-            q[t] = _choose(y, X_tilde[:, others] @ q[others], X_tilde[:, t], first[t], alphabet)
+            q[t] = _choose(y, X_tilde[:, others], q[others], X_tilde[:, t], first[t], alphabet)
         history.append(cosine(y, X_tilde @ q))
         fixed = fixed or np.array_equal(before, q)
     return q, np.array(history), fixed
 
 
-def _choose(y, s, x, first, alphabet):
-    """argmax over the levels p of cos∠(y, s + p x), by the tie rule."""
+def _choose(y, others, q, x, first, alphabet):
+    """argmax over the levels p of cos∠(y, s + p x), by the tie rule; s = others @ q."""
+    s = others @ q
     smallest = alphabet[np.argmin(np.abs(alphabet))]
     if not x.any():
         return smallest
-    if s @ s <= TOL * (x @ x) * np.abs(alphabet).max() ** 2:
+    if s @ s <= TOL * np.sum((others * q) ** 2):  # empty, or cancelled to rounding
         right = alphabet[alphabet * (y @ x) > 0]
         if first * (y @ x) >= 0 or not right.size:
             return first

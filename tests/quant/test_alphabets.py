@@ -20,6 +20,8 @@ USER = [(-3.0, -1.0, 0.0, 0.5, 2.0), (0.1, 0.2, 0.4)]
         (2, [-1.5, -0.5, 0.5, 1.5]),
         (1.58, [-1, 0, 1]),
         ([0, 1, 5], [0, 1, 5]),
+        ("-1,0,1", [-1, 0, 1]),
+        (np.int64(2), [-1.5, -0.5, 0.5, 1.5]),
     ],
 )
 def test_levels(name, levels):
@@ -43,6 +45,8 @@ def test_sizes_and_symmetry():
         ([1.0, 0.0], "ascending order"),
         ([0.0, 0.0, 1.0], "distinct"),
         ([0.0, np.nan], "finite"),
+        ([1.0, 1.0 + 1e-9], "distinct"),
+        ([-1e30, 1e30], "magnitude near 1"),
     ],
 )
 def test_bad_alphabets(spec, message):

@@ -205,9 +205,30 @@ def test_zero_channels_and_all_dead_inputs(x64, rng):
     np.testing.assert_array_equal(levels_of(dead), 0)
 
 
+@pytest.mark.parametrize("factor", [1e5, 1e-8])
+def test_float32_does_not_depend_on_the_scale_of_the_inputs(rng, factor):
+    W, X, X_tilde = make_problem(rng, "mismatch", 32, 8)
+    expected = beacon.quantize(jnp.asarray(W, jnp.float32), gram(X, X_tilde, jnp.float32), "2")
+    scaled = gram(factor * X, factor * X_tilde, jnp.float32)
+    np.testing.assert_array_equal(beacon.quantize(jnp.asarray(W, jnp.float32), scaled, "2").codes, expected.codes)
+
+
+@pytest.mark.parametrize("mean", [30, 300])
+def test_float32_with_nearly_constant_inputs(x64, rng, mean):
+    """All inputs nearly parallel: float32 solves the Gram matrix that it has as well as float64 does."""
+    W, X = rng.normal(size=(64, 16)), rng.normal(size=(400, 64)) + mean
+    single = gram(X, dtype=jnp.float32)
+    double = jax.tree.map(lambda a: a.astype(jnp.float64), single)
+    cosines = [
+        true_cosines(W, X, X, levels_of(beacon.quantize(jnp.asarray(W, s.H.dtype), s, "2"))).mean()
+        for s in (single, double)
+    ]
+    assert abs(cosines[0] - cosines[1]) < 1e-5
+
+
 def test_bad_options(rng):
     W, X, _ = make_problem(rng, "white", 4, 2)
     with pytest.raises(ValueError, match="unknown centering 'median'; expected one of none, mean"):
         beacon.quantize(jnp.asarray(W, jnp.float32), gram(X, dtype=jnp.float32), "2", centering="median")
-    with pytest.raises(ValueError, match="sweeps must be at least 0, got -1"):
+    with pytest.raises(ValueError, match="sweeps must be an integer of at least 0, got -1"):
         beacon.quantize(jnp.asarray(W, jnp.float32), gram(X, dtype=jnp.float32), "2", sweeps=-1)

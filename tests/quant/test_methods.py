@@ -100,10 +100,21 @@ def test_bad_problems_get_one_clear_sentence(rng, name):
         ("gptq", {"scale": "median"}, "unknown scale 'median'; expected one of absmax, lsq, beacon"),
         ("gptq", {"damping": 0.0}, "damping must be positive"),
         ("gptq", {"scale": "beacon", "symmetric": False}, "no zero point"),
+        ("gptq", {"damping": float("nan")}, "damping must be positive"),
+        ("gptq", {"block_size": 0}, "block_size must be an integer of at least 1, got 0"),
+        ("beacon", {"sweeps": 2.5}, "sweeps must be an integer of at least 0, got 2.5"),
+        ("beacon", {"channel_chunk": 0}, "channel_chunk must be an integer of at least 1, got 0"),
         ("comq", {"order": "random"}, "unknown order 'random'; expected one of natural, greedy"),
-        ("comq", {"sweeps": 0}, "sweeps must be at least 1"),
+        ("comq", {"sweeps": 0}, "sweeps must be an integer of at least 1, got 0"),
     ],
 )
 def test_bad_options(rng, name, options, message):
     with pytest.raises(ValueError, match=message):
         METHODS[name](*layer(rng), "2", **options)
+
+
+def test_gptq_says_when_its_damping_is_too_small(rng):
+    X = rng.normal(size=(200, 3)) @ rng.normal(size=(3, 64))
+    kernel, stats = jnp.asarray(rng.normal(size=(64, 4)), jnp.float32), gram(X, dtype=jnp.float32)
+    with pytest.raises(ValueError, match="not positive definite in float32; damping=1e-09 is too small"):
+        METHODS["gptq"](kernel, stats, "4", damping=1e-9)
