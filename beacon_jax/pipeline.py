@@ -99,7 +99,8 @@ def quantize_model(
         for i, stage in enumerate(stages[: last + 1]):
             for name in (name for name in plan if found[name].stage == i):
                 own = [stage.select(tree) for tree in trees]
-                report, matrix = _quantize_layer(name, params, plan[name], _collector(stage, found[name], own, streams))
+                collect = functools.partial(_collect, stage, found[name], own, streams)
+                report, matrix = _quantize_layer(name, params, plan[name], collect)
                 layer = _subtree(result.params, name)
                 layer["kernel"] = matrix.dequantize().astype(layer["kernel"].dtype)
                 result.layers[name] = matrix
@@ -198,16 +199,12 @@ def _check_rows(layers: dict[str, _Layer], examples: int, spec: QuantSpec) -> No
             )
 
 
-def _collector(stage: Stage, layer: _Layer, sources: list[Any], streams: list[ActivationStream]):
-    """A function that runs the streams through the stage and returns the layer's statistics."""
-
-    def collect() -> GramStats:
-        stats = GramStats.zeros(layer.shape[0])
-        for batches in zip(*streams, strict=True):
-            stats = _add_batch(stage, layer.local, stats, sources, batches)
-        return stats
-
-    return collect
+def _collect(stage: Stage, layer: _Layer, sources: list[Any], streams: list[ActivationStream]) -> GramStats:
+    """Runs the streams through the stage, each on its source of parameters, and returns the layer's statistics."""
+    stats = GramStats.zeros(layer.shape[0])
+    for batches in zip(*streams, strict=True):
+        stats = _add_batch(stage, layer.local, stats, sources, batches)
+    return stats
 
 
 def _quantize_layer(name: str, params: Any, plan: LayerPlan, collect: Callable[[], GramStats]):
