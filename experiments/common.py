@@ -10,8 +10,14 @@ from ml_collections import ConfigDict, config_flags
 from beacon_jax import data, load_params
 from beacon_jax.models.vit import ViT, create_vit
 
-CONFIG = config_flags.DEFINE_config_file("config", help_string="Experiment configuration, such as configs/digits.py.")
-flags.mark_flag_as_required("config")
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="Experiment configuration, such as configs/digits.py.")
+
+
+def get_config() -> ConfigDict:
+    """The configuration that --config names, with what the command line changed in it."""
+    if _CONFIG.value is None:
+        raise ValueError("no configuration given; use --config=configs/digits.py or another")
+    return _CONFIG.value
 
 
 def run(main) -> None:
@@ -30,7 +36,7 @@ def run(main) -> None:
             if argv[1:]:
                 raise ValueError(f"unexpected arguments {' '.join(argv[1:])}; a setting is given as --config.key=value")
             main(argv)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ImportError) as error:
             if logging.level_debug():
                 raise
             sys.exit(f"error: {error}")

@@ -28,7 +28,7 @@ _COLUMNS = (
 
 
 def main(_):
-    config = common.CONFIG.value
+    config = common.get_config()
     spec = QuantSpec.from_dict(config.quant.to_dict())
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)

@@ -80,7 +80,7 @@ def run_cell(config, cell, model, params, predict, on_layer) -> dict:
 
 
 def main(_):
-    config = common.CONFIG.value
+    config = common.get_config()
     grid = cells(config)
     model, params = common.load_model(config)
     predict = common.predictor(model)

@@ -50,7 +50,7 @@ def make_step(model, optimizer, train):
 
 
 def main(_):
-    config = common.CONFIG.value
+    config = common.get_config()
     train = config.train
     if not train.float_checkpoint:
         raise ValueError("--config.train.float_checkpoint is empty: where should the parameters go?")

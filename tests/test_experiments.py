@@ -2,9 +2,12 @@
 
 import csv
 import json
+import os
+import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -80,6 +83,36 @@ def test_mistakes_end_in_one_sentence(argument, message):
     stderr = run("quantize", argument, fails=True)
     assert message in stderr.splitlines()[-1]
     assert "Traceback" not in stderr
+
+
+def convert(*arguments, **options):
+    command = [sys.executable, "-m", "experiments.convert_checkpoint", *arguments]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+
+
+def test_converting_a_checkpoint(tmp_path):
+    from safetensors.numpy import save_file
+
+    from beacon_jax import load_params
+    from beacon_jax.models.vit import create_vit
+    from tests.models.test_convert import timm_state
+
+    model = create_vit("deit_tiny_patch16_224")
+    save_file(timm_state(np.random.default_rng(0), model), tmp_path / "timm.safetensors")
+    arguments = ["--model=deit_tiny_patch16_224", f"--source={tmp_path}/timm.safetensors", f"--out={tmp_path}/ours"]
+    done = convert(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert sum(a.size for a in jax.tree.leaves(load_params(tmp_path / "ours"))) == 5_717_416
+    for changed, message in (
+        ("--model=deit_small_patch16_224", "error: this checkpoint is not one of the model given"),
+        (f"--source={tmp_path}/none.safetensors", "error: no checkpoint at"),
+        ("--source=nobody/nothing", "give a local file with --source|pip install huggingface_hub"),
+        ("--model=resnet", "error: unknown model 'resnet'"),
+    ):
+        failed = convert(*arguments, changed)
+        assert failed.returncode == 1 and "Traceback" not in failed.stderr
+        assert re.search(message, failed.stderr.splitlines()[-1])
 
 
 def test_unknown_row():

@@ -79,7 +79,10 @@ class Block(nn.Module):
 
 
 class ViT(nn.Module):
-    """DeiT: class token first, learned positions added after it, LayerNorm, head on the class token."""
+    """DeiT: class token first, learned positions added after it, LayerNorm, head on the class token.
+
+    A distilled model has a second token after the class token, with a head of its own; its logits are the mean of both.
+    """
 
     image_size: int
     patch_size: int
@@ -89,16 +92,20 @@ class ViT(nn.Module):
     channels: int = 3
     classes: int = 1000
     mlp_ratio: int = 4
+    distilled: bool = False
 
     def setup(self):
         """Declares the parameters under their timm names."""
-        tokens = (self.image_size // self.patch_size) ** 2 + 1
+        tokens = (self.image_size // self.patch_size) ** 2 + 1 + self.distilled
         self.patch_embed = PatchEmbed(self.patch_size, self.width)
         self.cls_token = self.param("cls_token", _init, (1, 1, self.width))
         self.pos_embed = self.param("pos_embed", _init, (1, tokens, self.width))
         self.blocks = [Block(self.heads, self.mlp_ratio * self.width) for _ in range(self.depth)]
         self.norm = _layer_norm()
         self.head = _dense(self.classes)
+        if self.distilled:
+            self.dist_token = self.param("dist_token", _init, (1, 1, self.width))
+            self.head_dist = _dense(self.classes)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Logits (B, classes) of images (B, image_size, image_size, channels)."""
@@ -113,12 +120,15 @@ class ViT(nn.Module):
         if images.shape[1:] != expected:
             raise ValueError(f"this model takes images of shape {expected}, got {images.shape[1:]}")
         x = self.patch_embed(images)
-        cls = jnp.broadcast_to(self.cls_token, (x.shape[0], 1, self.width)).astype(x.dtype)
-        return jnp.concatenate([cls, x], axis=1) + self.pos_embed
+        tokens = [self.cls_token, self.dist_token] if self.distilled else [self.cls_token]
+        tokens = [jnp.broadcast_to(t, (x.shape[0], 1, self.width)).astype(x.dtype) for t in tokens]
+        return jnp.concatenate([*tokens, x], axis=1) + self.pos_embed
 
     def classify(self, x: jax.Array) -> jax.Array:
         """Logits (B, classes) of the last block's tokens (B, T, width)."""
-        return self.head(self.norm(x)[:, 0])
+        x = self.norm(x)
+        logits = self.head(x[:, 0])
+        return (logits + self.head_dist(x[:, 1])) / 2 if self.distilled else logits
 
     @nn.nowrap
     def stages(self) -> list[Stage]:
@@ -128,11 +138,20 @@ class ViT(nn.Module):
         return [Stage(self, method="embed"), *blocks, Stage(self, method="classify")]
 
 
+_BASE = dict(image_size=224, patch_size=16, width=768, depth=12, heads=12)
+_SMALL = dict(image_size=224, patch_size=16, width=384, depth=12, heads=6)
+_TINY = dict(image_size=224, patch_size=16, width=192, depth=12, heads=3)
+
 # Every model size, in one table.
 VARIANTS: dict[str, dict] = {
-    "deit_base_patch16_224": dict(image_size=224, patch_size=16, width=768, depth=12, heads=12),
-    "deit_small_patch16_224": dict(image_size=224, patch_size=16, width=384, depth=12, heads=6),
-    "deit_tiny_patch16_224": dict(image_size=224, patch_size=16, width=192, depth=12, heads=3),
+    "deit_base_patch16_224": _BASE,
+    "deit_small_patch16_224": _SMALL,
+    "deit_tiny_patch16_224": _TINY,
+    "deit_base_distilled_patch16_224": dict(_BASE, distilled=True),
+    "deit_small_distilled_patch16_224": dict(_SMALL, distilled=True),
+    "deit_tiny_distilled_patch16_224": dict(_TINY, distilled=True),
+    "vit_base_patch16_224": _BASE,
+    "vit_small_patch16_224": _SMALL,
     "deit_digits": dict(image_size=8, patch_size=2, width=48, depth=4, heads=4, channels=1, classes=10),
 }
 

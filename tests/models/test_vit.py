@@ -27,6 +27,11 @@ def tiny(rng):
         ("deit_base_patch16_224", 86_567_656),
         ("deit_small_patch16_224", 22_050_664),
         ("deit_tiny_patch16_224", 5_717_416),
+        ("deit_base_distilled_patch16_224", 87_338_192),
+        ("deit_small_distilled_patch16_224", 22_436_432),
+        ("deit_tiny_distilled_patch16_224", 5_910_800),
+        ("vit_base_patch16_224", 86_567_656),
+        ("vit_small_patch16_224", 22_050_664),
         ("deit_digits", 114_778),
     ],
 )

@@ -1,0 +1,179 @@
+"""timm and Hugging Face checkpoints of ViT and DeiT as parameters of `models.vit.ViT`, by one table of names.
+
+Strict: every tensor of the checkpoint must find its place, every parameter its tensor, and every shape must fit.
+"""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError, safe_open
+
+from beacon_jax.models.vit import ViT
+
+# What becomes of a tensor, by the kind of module it belongs to: {our leaf: (its leaf, transformation)}.
+_AS_IS: dict[str, tuple[str, Callable]] = {"": ("", lambda a: a)}
+_NORM = {"scale": ("weight", lambda a: a), "bias": ("bias", lambda a: a)}
+_DENSE = {"kernel": ("weight", lambda a: a.T), "bias": ("bias", lambda a: a)}
+# A convolution over patches is a dense map of the flattened patch: (out, c, h, w) → (h·w·c, out).
+_PATCH = {"kernel": ("weight", lambda a: a.transpose(2, 3, 1, 0).reshape(-1, len(a))), "bias": ("bias", lambda a: a)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    ours: str
+    kind: dict
+    timm: str
+    hf: str | tuple[str, ...]  # as saved; several are stacked along the outputs
+    hf_loaded: str | tuple[str, ...] = ""  # as `state_dict()` of transformers 5 names it, where that differs
+
+
+# {i} is the block, {p} the model's prefix (vit or deit), {head} the classifier's name.
+_TABLE = (
+    _Row("cls_token", _AS_IS, "cls_token", "{p}.embeddings.cls_token"),
+    _Row("dist_token", _AS_IS, "dist_token", "{p}.embeddings.distillation_token"),
+    _Row("pos_embed", _AS_IS, "pos_embed", "{p}.embeddings.position_embeddings"),
+    _Row("patch_embed/proj", _PATCH, "patch_embed.proj", "{p}.embeddings.patch_embeddings.projection"),
+    _Row(
+        "blocks_{i}/norm1", _NORM, "blocks.{i}.norm1",
+        "{p}.encoder.layer.{i}.layernorm_before", "{p}.layers.{i}.layernorm_before",
+    ),
+    _Row(
+        "blocks_{i}/attn/qkv", _DENSE, "blocks.{i}.attn.qkv",
+        tuple("{p}.encoder.layer.{i}.attention.attention." + name for name in ("query", "key", "value")),
+        tuple("{p}.layers.{i}.attention." + name for name in ("q_proj", "k_proj", "v_proj")),
+    ),
+    _Row(
+        "blocks_{i}/attn/proj", _DENSE, "blocks.{i}.attn.proj",
+        "{p}.encoder.layer.{i}.attention.output.dense", "{p}.layers.{i}.attention.o_proj",
+    ),
+    _Row(
+        "blocks_{i}/norm2", _NORM, "blocks.{i}.norm2",
+        "{p}.encoder.layer.{i}.layernorm_after", "{p}.layers.{i}.layernorm_after",
+    ),
+    _Row(
+        "blocks_{i}/mlp/fc1", _DENSE, "blocks.{i}.mlp.fc1",
+        "{p}.encoder.layer.{i}.intermediate.dense", "{p}.layers.{i}.mlp.fc1",
+    ),
+    _Row(
+        "blocks_{i}/mlp/fc2", _DENSE, "blocks.{i}.mlp.fc2",
+        "{p}.encoder.layer.{i}.output.dense", "{p}.layers.{i}.mlp.fc2",
+    ),
+    _Row("norm", _NORM, "norm", "{p}.layernorm"),
+    _Row("head", _DENSE, "head", "{head}"),
+    _Row("head_dist", _DENSE, "head_dist", "distillation_classifier"),
+)  # fmt: skip
+
+
+def convert_state_dict(state: Mapping[str, np.ndarray], model: ViT) -> dict:
+    """The checkpoint's tensors as parameters of `model`.
+
+    Args:
+      state: {name: array}, of timm or of Hugging Face's ViT/DeiT classifiers, in float16, bfloat16 or float32.
+      model: the model they are for.
+
+    Returns:
+      Nested dict of float32 arrays, as `model.init` gives.
+
+    Raises:
+      ValueError: names of neither library, or, each by name, tensors left over, missing or of another shape.
+    """
+    name_of = _naming(state)
+    image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, model.channels), np.float32)
+    expected = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), image)["params"], sep="/")
+    params, used, missing, misshapen = {}, set(), [], []
+    for ours, kind, row, i in _rows(model.depth):
+        for leaf, (theirs, transform) in kind.items():
+            target = "/".join(filter(None, (ours, leaf)))
+            if target not in expected:
+                continue
+            sources = [".".join(filter(None, (name, theirs))) for name in name_of(row, i)]
+            used.update(sources)
+            absent = [name for name in sources if name not in state]
+            if absent:
+                missing += absent
+                continue
+            array = np.concatenate([np.asarray(state[name], np.float32) for name in sources])
+            try:
+                array = transform(array)
+            except ValueError:  # a tensor of another rank
+                array = array.reshape(-1)
+            if array.shape != expected[target].shape:
+                shapes = " + ".join(str(np.shape(state[name])) for name in sources)
+                misshapen.append(f"{', '.join(sources)} of shape {shapes} for {target} {expected[target].shape}")
+            params[target] = array
+    problems = {"missing": missing, "left over": sorted(set(state) - used), "misshapen": misshapen}
+    if any(problems.values()):
+        said = "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in problems.items() if names)
+        raise ValueError(f"this checkpoint is not one of the model given: {said}")
+    return unflatten_dict(params, sep="/")
+
+
+def _rows(depth: int):
+    for row in _TABLE:
+        for i in range(depth) if "{i}" in row.ours else (0,):
+            yield row.ours.format(i=i), row.kind, row, i
+
+
+def _naming(state: Mapping[str, np.ndarray]) -> Callable[[_Row, int], list[str]]:
+    """A function from a row and a block to the checkpoint's names for it."""
+    if "patch_embed.proj.weight" in state:
+        return lambda row, i: [row.timm.format(i=i)]
+    prefix = next((p for p in ("vit", "deit") if f"{p}.embeddings.cls_token" in state), None)
+    if prefix is None:
+        raise ValueError(f"neither timm's nor Hugging Face's names of a ViT or DeiT classifier: {_some(list(state))}")
+    loaded = any(name.startswith(f"{prefix}.layers.") for name in state)
+    head = "cls_classifier" if "cls_classifier.weight" in state else "classifier"
+
+    def name_of(row, i):
+        names = (row.hf_loaded or row.hf) if loaded else row.hf
+        names = (names,) if isinstance(names, str) else names
+        return [name.format(i=i, p=prefix, head=head) for name in names]
+
+    return name_of
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The tensors of a .safetensors file, or of a .pth, .pt or .bin file read by torch without running code from it.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: another ending, a damaged file, or one that holds more than tensors.
+      ImportError: torch is needed and not installed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {str(path)!r}")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="numpy") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a readable safetensors file ({error}); is it truncated?") from error
+    if path.suffix not in (".pth", ".pt", ".bin"):
+        raise ValueError(f"a checkpoint ends in .safetensors, .pth, .pt or .bin, got {path.name!r}")
+    return _read_torch(path)
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    import pickle
+
+    try:
+        import torch
+    except ImportError as error:
+        raise ImportError(f"reading {path.name} needs torch: pip install torch, or use a .safetensors file") from error
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is damaged, or holds more than tensors, which is not loaded: {error}") from error
+    for wrapper in ("model", "state_dict"):
+        state = state.get(wrapper, state)
+    return {name: tensor.float().numpy() for name, tensor in state.items()}

@@ -1,0 +1,168 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from beacon_jax.models.convert import convert_state_dict, read_state_dict
+from beacon_jax.models.vit import ViT, create_vit
+
+MODEL = ViT(image_size=8, patch_size=4, width=12, depth=2, heads=3, classes=5)
+DISTILLED = ViT(image_size=8, patch_size=4, width=12, depth=2, heads=3, classes=5, distilled=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def torchvision_operators():
+    """Lets torchvision, which both libraries import, load beside a torch that its build was not made for."""
+    try:
+        import torch
+    except ImportError:
+        yield
+        return
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for schema in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor", "qnms(Tensor dets) -> Tensor"):
+        if not hasattr(torch.ops.torchvision, schema.split("(")[0]):
+            library.define(schema)
+    yield
+
+
+def timm_state(rng, model):
+    """Random tensors under timm's names, in the shapes of its own models."""
+    D, p, classes = model.width, model.patch_size, model.classes
+    tokens = (model.image_size // p) ** 2 + 1 + model.distilled
+    shapes = {"cls_token": (1, 1, D), "pos_embed": (1, tokens, D), "patch_embed.proj.weight": (D, 3, p, p)}
+    shapes |= {"patch_embed.proj.bias": (D,), "norm.weight": (D,), "norm.bias": (D,)}
+    shapes |= {"head.weight": (classes, D), "head.bias": (classes,)}
+    if model.distilled:
+        shapes |= {"dist_token": (1, 1, D), "head_dist.weight": (classes, D), "head_dist.bias": (classes,)}
+    dense = {"attn.qkv": (3 * D, D), "attn.proj": (D, D), "mlp.fc1": (4 * D, D), "mlp.fc2": (D, 4 * D)}
+    for i in range(model.depth):
+        for name, shape in dense.items():
+            shapes |= {f"blocks.{i}.{name}.weight": shape, f"blocks.{i}.{name}.bias": shape[:1]}
+        for name in ("norm1", "norm2"):
+            shapes |= {f"blocks.{i}.{name}.weight": (D,), f"blocks.{i}.{name}.bias": (D,)}
+    return {name: rng.normal(size=shape).astype(np.float32) * 0.3 for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("model", [MODEL, DISTILLED], ids=["deit", "distilled"])
+def test_timm_names(rng, model):
+    state = timm_state(rng, model)
+    params = convert_state_dict(state, model)
+    image = jnp.asarray(rng.normal(size=(2, 8, 8, 3)), jnp.float32)
+    expected = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    assert jax.tree.map(np.shape, params) == jax.tree.map(lambda a: a.shape, expected)
+    np.testing.assert_array_equal(params["blocks_1"]["mlp"]["fc2"]["kernel"], state["blocks.1.mlp.fc2.weight"].T)
+    # The first patch through timm's convolution, as a sum over channels, rows and columns.
+    patch = np.asarray(image)[0, :4, :4].transpose(2, 0, 1)
+    by_convolution = np.einsum("ochw,chw->o", state["patch_embed.proj.weight"], patch)
+    by_ours = np.asarray(image)[0, :4, :4].reshape(-1) @ params["patch_embed"]["proj"]["kernel"]
+    np.testing.assert_allclose(by_ours, by_convolution, rtol=1e-4, atol=1e-5)
+
+
+def test_what_does_not_fit_is_named(rng):
+    state = timm_state(rng, MODEL)
+    for change, message in (
+        ({"blocks.0.ls1.gamma": np.zeros(12)}, "1 left over: blocks.0.ls1.gamma"),
+        ({"norm.bias": None}, "1 missing: norm.bias"),
+        ({"pos_embed": np.zeros((1, 4, 12))}, r"1 misshapen: pos_embed of shape \(1, 4, 12\) for .* \(1, 5, 12\)"),
+        ({"patch_embed.proj.weight": np.zeros((12, 48))}, "1 misshapen: patch_embed.proj.weight"),
+    ):  # fmt: skip
+        changed = {name: a for name, a in (state | change).items() if a is not None}
+        with pytest.raises(ValueError, match=message):
+            convert_state_dict(changed, MODEL)
+    with pytest.raises(
+        ValueError, match=r"3 missing: dist_token, head_dist\.weight, head_dist\.bias; 1 misshapen: pos_embed"
+    ):
+        convert_state_dict(state, DISTILLED)
+    with pytest.raises(ValueError, match="neither timm's nor Hugging Face's names"):
+        convert_state_dict({"conv1.weight": np.zeros(3)}, MODEL)
+
+
+def test_reading_files(tmp_path, rng):
+    state = timm_state(rng, MODEL)
+    path = tmp_path / "model.safetensors"
+    save_file(state, path)
+    read = read_state_dict(path)
+    assert read.keys() == state.keys()
+    np.testing.assert_array_equal(read["head.weight"], state["head.weight"])
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        read_state_dict(path)
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        read_state_dict(tmp_path / "none.safetensors")
+    (tmp_path / "model.npz").touch()
+    with pytest.raises(ValueError, match=r"ends in \.safetensors, \.pth, \.pt or \.bin"):
+        read_state_dict(tmp_path / "model.npz")
+
+
+def assert_parity(theirs, params, model, rng, count=3):
+    """Logits within 1e-4 of the original library's, relative to their size, in float32."""
+    import torch
+
+    images = rng.normal(size=(count, model.image_size, model.image_size, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(images.transpose(0, 3, 1, 2)))
+    expected = getattr(expected, "logits", expected).numpy()
+    logits = np.asarray(jax.jit(model.apply)({"params": params}, images))
+    assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("model", [MODEL, DISTILLED], ids=["vit", "distilled"])
+@pytest.mark.parametrize("on_disk", [True, False], ids=["on_disk", "in_memory"])
+@pytest.mark.filterwarnings("ignore")  # transformers' and torchvision's own
+def test_parity_with_hugging_face(tmp_path, rng, model, on_disk):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=48)
+    sizes |= dict(image_size=8, patch_size=4, num_labels=5, initializer_range=0.3)
+    if model.distilled:
+        theirs = transformers.DeiTForImageClassificationWithTeacher(transformers.DeiTConfig(**sizes)).eval()
+    else:
+        theirs = transformers.ViTForImageClassification(transformers.ViTConfig(**sizes)).eval()
+    if on_disk:
+        theirs.save_pretrained(tmp_path)
+        state = read_state_dict(tmp_path / "model.safetensors")
+    else:
+        state = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
+    assert_parity(theirs, convert_state_dict(state, model), model, rng)
+
+
+def test_torch_files_are_read_without_running_code(tmp_path, rng):
+    torch = pytest.importorskip("torch")
+    state = timm_state(rng, MODEL)
+    path = tmp_path / "model.pth"
+    torch.save({"model": {name: torch.from_numpy(a) for name, a in state.items()}}, path)
+    np.testing.assert_array_equal(read_state_dict(path)["norm.bias"], state["norm.bias"])
+    torch.save({"model": pytest.approx(1.0)}, path)
+    with pytest.raises(ValueError, match="holds more than tensors, which is not loaded"):
+        read_state_dict(path)
+
+
+def slow(name):
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "deit_tiny_patch16_224",
+        "deit_tiny_distilled_patch16_224",
+        slow("deit_small_patch16_224"),
+        slow("deit_small_distilled_patch16_224"),
+        slow("deit_base_patch16_224"),
+        slow("deit_base_distilled_patch16_224"),
+        slow("vit_small_patch16_224"),
+        slow("vit_base_patch16_224"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # timm's and torchvision's own
+def test_parity_with_timm(rng, name):
+    torch, timm = pytest.importorskip("torch"), pytest.importorskip("timm")
+    torch.manual_seed(0)
+    theirs = timm.create_model(name).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():  # norms start as ones and zeros, heads as zeros
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    state = {key: tensor.numpy() for key, tensor in theirs.state_dict().items()}
+    model = create_vit(name)
+    assert_parity(theirs, convert_state_dict(state, model), model, rng, count=1)
