@@ -3,7 +3,7 @@
 import sys
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
@@ -48,9 +48,7 @@ def load_model(config: ConfigDict) -> tuple[ViT, dict]:
     """The float model and its parameters."""
     model = create_vit(config.model.name)
     params = load_params(config.model.checkpoint)
-    image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, model.channels), np.float32)
-    expected = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
-    if jax.tree.map(np.shape, params) != jax.tree.map(lambda a: a.shape, expected):
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, model.param_shapes()):
         raise ValueError(f"{config.model.checkpoint} does not hold the parameters of {config.model.name}")
     return model, params
 

@@ -36,9 +36,8 @@ def cells(config: ConfigDict) -> list[dict]:
     return grid
 
 
-def cell_key(config: ConfigDict, cell: dict) -> str:
-    """A fingerprint of all that decides a cell's result."""
-    checkpoint = hashlib.sha256(Path(config.model.checkpoint).read_bytes()).hexdigest()
+def cell_key(config: ConfigDict, checkpoint: str, cell: dict) -> str:
+    """A fingerprint of all that decides a cell's result; `checkpoint` is the digest of the float parameters' file."""
     decides = dict(seed=config.seed, data=config.data.to_dict(), model=config.model.name, params=checkpoint, **cell)
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -64,9 +63,8 @@ def read_results(path: Path) -> dict[str, dict]:
 
 
 def run_cell(config, cell, model, params, predict, on_layer) -> dict:
-    """Quantizes and evaluates one cell."""
-    result = {**cell, "key": cell_key(config, cell)}
-    quantized = params
+    """Quantizes and evaluates one cell, which has its key already."""
+    result, quantized = dict(cell), params
     if cell["quant"] is not None:
         spec = QuantSpec.from_dict(cell["quant"])
         start = time.perf_counter()
@@ -86,8 +84,11 @@ def main(_):
     predict = common.predictor(model)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
+    with open(config.model.checkpoint, "rb") as file:
+        checkpoint = hashlib.file_digest(file, "sha256").hexdigest()
+    grid = [{**cell, "key": cell_key(config, checkpoint, cell)} for cell in grid]
     results = read_results(out / "results.jsonl")
-    todo = [cell for cell in grid if cell_key(config, cell) not in results]
+    todo = [cell for cell in grid if cell["key"] not in results]
     with tqdm(desc="layers", unit="layer") as bar, (out / "results.jsonl").open("a") as file:
         for cell in todo:
 
@@ -101,7 +102,7 @@ def main(_):
             file.write(json.dumps(result) + "\n")
             file.flush()
     print(f"{len(todo)} of {len(grid)} results computed, the others were there already")
-    chosen = [results[cell_key(config, cell)] for cell in grid]
+    chosen = [results[cell["key"]] for cell in grid]
     markdown = render.markdown(chosen)
     (out / "table.md").write_text(markdown)
     render.write_csv(chosen, out / "table.csv")

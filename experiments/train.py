@@ -75,8 +75,8 @@ def main(_):
             step_key = jax.random.fold_in(key, epoch * steps + i)
             params, state, loss = step(params, state, step_key, images[chosen], labels[chosen])
         bar.set_postfix(loss=f"{loss:.3f}")
-    predict = jax.jit(lambda x: model.apply({"params": params}, x))
-    result = evaluate(predict, data.batches(config.data.name, "test", config.data.batch_size))
+    predict = common.predictor(model)
+    result = evaluate(predict(params), data.batches(config.data.name, "test", config.data.batch_size))
     checkpoint.save_params(train.float_checkpoint, params)
     print(f"top-1 {result.top1:.2f} % of {result.count} test images; parameters in {train.float_checkpoint}")
 

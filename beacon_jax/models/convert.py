@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
@@ -83,8 +82,7 @@ def convert_state_dict(state: Mapping[str, np.ndarray], model: ViT) -> dict:
       ValueError: names of neither library, or, each by name, tensors left over, missing or of another shape.
     """
     name_of = _naming(state)
-    image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, model.channels), np.float32)
-    expected = flatten_dict(jax.eval_shape(model.init, jax.random.key(0), image)["params"], sep="/")
+    expected = flatten_dict(model.param_shapes(), sep="/")
     params, used, missing, misshapen = {}, set(), [], []
     for ours, kind, row, i in _rows(model.depth):
         for leaf, (theirs, transform) in kind.items():

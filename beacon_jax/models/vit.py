@@ -131,6 +131,12 @@ class ViT(nn.Module):
         return (logits + self.head_dist(x[:, 1])) / 2 if self.distilled else logits
 
     @nn.nowrap
+    def param_shapes(self) -> dict:
+        """The parameter tree as jax.ShapeDtypeStruct, without computing anything."""
+        image = jax.ShapeDtypeStruct((1, self.image_size, self.image_size, self.channels), jnp.float32)
+        return jax.eval_shape(self.init, jax.random.key(0), image)["params"]
+
+    @nn.nowrap
     def stages(self) -> list[Stage]:
         """The model as pieces that run one after another: embedding, blocks, classifier."""
         block = Block(self.heads, self.mlp_ratio * self.width, parent=None)

@@ -10,6 +10,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from beacon_jax.quant.sweep import matmul
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -54,22 +56,17 @@ class GramStats:
             if rows is not None and rows.shape[-1] != self.width:
                 raise ValueError(f"{name} has width {rows.shape[-1]}, but these statistics are for {self.width} inputs")
         x = x.reshape(-1, self.width).astype(self.H.dtype)
-        F = _gram(x, x)
+        F = matmul(x.T, x)
         if x_tilde is None:
             x_tilde, H, G = x, F, F
         else:
             x_tilde = x_tilde.reshape(-1, self.width).astype(self.H.dtype)
             if x_tilde.shape != x.shape:
                 raise ValueError(f"x and x_tilde must have the same rows, got {x.shape} and {x_tilde.shape}")
-            H, G = _gram(x_tilde, x_tilde), _gram(x_tilde, x)
+            H, G = matmul(x_tilde.T, x_tilde), matmul(x_tilde.T, x)
         rows = jnp.asarray(x.shape[0], self.H.dtype)
         return self.combine(GramStats(H, G, F, x.sum(0), x_tilde.sum(0), rows))
 
     def combine(self, other: "GramStats") -> "GramStats":
         """Statistics of the rows of both."""
         return jax.tree.map(jnp.add, self, other)
-
-
-def _gram(a: jax.Array, b: jax.Array) -> jax.Array:
-    # TF32 and bfloat16 products, the default on GPU and TPU, lose the small eigenvalues that the solvers live on.
-    return jnp.matmul(a.T, b, precision=jax.lax.Precision.HIGHEST)

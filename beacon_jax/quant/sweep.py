@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-HIGHEST = lax.Precision.HIGHEST
-
 
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a @ b in true float32 (float64) on every backend."""
-    return jnp.matmul(a, b, precision=HIGHEST)
+    """a @ b in true float32 (float64) on every backend.
+
+    TF32 and bfloat16 products, the default on GPU and TPU, lose the small eigenvalues that the solvers live on.
+    """
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
 def blocked_pass(
