@@ -48,10 +48,7 @@ def save_quantized(path: str | os.PathLike, params: Any, layers: dict[str, Quant
         if f"{name}/kernel" not in tensors:
             raise ValueError(f"layer {name!r} has no kernel in the parameter tree")
         dtype = str(tensors.pop(f"{name}/kernel").dtype)
-        tensors[f"{name}/kernel.codes"] = pack_codes(np.asarray(matrix.codes), len(matrix.alphabet))
-        for field in ("alphabet", "scale", "offset"):
-            if getattr(matrix, field) is not None:
-                tensors[f"{name}/kernel.{field}"] = getattr(matrix, field)
+        tensors |= {f"{name}/kernel.{field}": array for field, array in _pack(matrix).items()}
         kernels[name] = {"shape": matrix.shape, "dtype": dtype}
     _save(path, tensors, {"quantized": json.dumps(kernels)})
 
@@ -68,12 +65,36 @@ def load_quantized(path: str | os.PathLike) -> tuple[Any, dict[str, QuantizedMat
         raise ValueError(f"{path} holds float parameters, not a quantized model; read it with load_params")
     layers = {}
     for name, kernel in json.loads(metadata["quantized"]).items():
-        part = {f: tensors.pop(f"{name}/kernel.{f}", None) for f in ("codes", "alphabet", "scale", "offset")}
-        codes = unpack_codes(part["codes"], len(part["alphabet"]), tuple(kernel["shape"]))
-        rest = [None if part[f] is None else jnp.asarray(part[f]) for f in ("alphabet", "scale", "offset")]
-        layers[name] = QuantizedMatrix(jnp.asarray(codes), *rest)
+        parts = {f: tensors.pop(f"{name}/kernel.{f}", None) for f in ("codes", "alphabet", "scale", "offset")}
+        layers[name] = _unpack(parts, kernel["shape"])
         tensors[f"{name}/kernel"] = layers[name].dequantize().astype(kernel["dtype"])
     return unflatten_dict({name: jnp.asarray(a) for name, a in tensors.items()}, sep="/"), layers
+
+
+def save_layer(path: str | os.PathLike, matrix: QuantizedMatrix, report: dict[str, Any]) -> None:
+    """Writes a quantized kernel, packed and without its `info`, and a report as JSON, in one atomic step."""
+    _save(path, _pack(matrix), {"layer": json.dumps({"shape": matrix.shape, "report": report})})
+
+
+def load_layer(path: str | os.PathLike) -> tuple[QuantizedMatrix, dict[str, Any]]:
+    """Reads what `save_layer` wrote. Raises FileNotFoundError, or ValueError for a damaged or other file."""
+    tensors, metadata = _load(path)
+    if "layer" not in metadata:
+        raise ValueError(f"{path} does not hold a single quantized layer")
+    layer = json.loads(metadata["layer"])
+    return _unpack(tensors, layer["shape"]), layer["report"]
+
+
+def _pack(matrix: QuantizedMatrix) -> dict[str, Any]:
+    fields = {field: getattr(matrix, field) for field in ("alphabet", "scale", "offset")}
+    codes = pack_codes(np.asarray(matrix.codes), len(matrix.alphabet))
+    return {"codes": codes, **{field: array for field, array in fields.items() if array is not None}}
+
+
+def _unpack(parts: dict[str, Any], shape) -> QuantizedMatrix:
+    codes = unpack_codes(parts["codes"], len(parts["alphabet"]), tuple(shape))
+    rest = (parts.get(field) for field in ("alphabet", "scale", "offset"))
+    return QuantizedMatrix(jnp.asarray(codes), *(None if array is None else jnp.asarray(array) for array in rest))
 
 
 def _save(path, tensors, metadata):

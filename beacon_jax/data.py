@@ -1,61 +1,142 @@
 """Images in batches. One contract for every dataset:
 
-`batches(name, split, batch_size)` yields dicts with image (B, H, W, c) float32, preprocessed for the model, and
-label (B,) int32, in a fixed order; the last batch may be smaller.
+a batch is a dict with image (B, H, W, c) float32, preprocessed for the model, and label (B,) int32, in a fixed order;
+the last batch may be smaller.
 """
 
-from collections.abc import Callable, Iterator
+import collections
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-DIGITS_TEST = 500
-_DIGITS_SPLIT_SEED = 0
+from beacon_jax.preprocessing import NORMALIZATIONS, PRESETS, UnreadableImageError, decode, normalize
+from beacon_jax.sources import ArraySource, open_source
 
 
-def batches(
-    name: str, split: str, batch_size: int, *, count: int | None = None, seed: int | None = None
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yields the batches of a dataset's split.
+class Batches:
+    """The batches of a dataset's split, to be iterated as often as needed; threads read and preprocess images ahead.
 
-    Args:
-      name: a key of DATASETS.
-      split: "train" or "test".
-      batch_size: images per batch.
-      count: only this many images, None for all.
-      seed: draws the images in a random order, the same for the same seed (a calibration subset is count + seed); None
-        for the dataset's own order.
+    Decoding and resizing release Python's lock, so the threads run in parallel; the order does not depend on them.
 
-    Raises:
-      ValueError: unknown dataset or split, batch_size or count below 1, or more images asked for than there are.
+    Attributes:
+      count: images asked for.
+      skipped: names of the unreadable images left out of the latest pass.
+      images_per_second: over the latest complete pass, the reader's own time included; None before it.
     """
-    if name not in DATASETS:
-        raise ValueError(f"unknown dataset {name!r}; expected one of {', '.join(DATASETS)}")
-    if split not in ("train", "test"):
-        raise ValueError(f"unknown split {split!r} of {name}; expected 'train' or 'test'")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    images, labels = DATASETS[name](split)
-    count = len(labels) if count is None else count
-    if not 1 <= count <= len(labels):
-        raise ValueError(f"{name} {split} has {len(labels)} images, asked for {count}")
-    order = np.arange(len(labels)) if seed is None else np.random.default_rng(seed).permutation(len(labels))
-    order = order[:count]
-    return (
-        {"image": images[chosen], "label": labels[chosen]}
-        for chosen in (order[i : i + batch_size] for i in range(0, count, batch_size))
-    )
 
+    def __init__(
+        self,
+        dataset: str,
+        split: str,
+        batch_size: int,
+        *,
+        count: int | None = None,
+        seed: int | None = None,
+        root: str = "",
+        preset: str = "none",
+        normalization: str = "half",
+        on_unreadable: str = "error",
+        workers: int | None = None,
+    ):
+        """Opens the dataset; reads no images yet.
 
-def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """scikit-learn's handwritten digits: 1,797 real 8×8 scans, 1,297 to train on and 500 to test; values in [−1, 1]."""
-    from sklearn.datasets import load_digits
+        Args:
+          dataset: a key of sources.DATASETS.
+          split: "train" or "test".
+          batch_size: images per batch.
+          count: only this many images, None for all.
+          seed: draws the images in a random order, the same for the same seed (a calibration subset is count + seed);
+            None for the dataset's own order.
+          root: the image folder or zip file, or TFDS's data_dir ("" for its default).
+          preset: a key of preprocessing.PRESETS.
+          normalization: a key of preprocessing.NORMALIZATIONS.
+          on_unreadable: "error" stops at an image that cannot be decoded; "skip" leaves it out, in `skipped`.
+          workers: threads, None for the number of cores.
 
-    data = load_digits()
-    images = (data.images[..., None] / 8 - 1).astype(np.float32)
-    order = np.random.default_rng(_DIGITS_SPLIT_SEED).permutation(len(images))
-    chosen = order[:DIGITS_TEST] if split == "test" else order[DIGITS_TEST:]
-    return images[chosen], data.target[chosen].astype(np.int32)
+        Raises:
+          ValueError: an unknown dataset, split or name among the options, a number below 1, or more images asked for
+            than there are.
+          FileNotFoundError: the dataset is not there.
+        """
+        choices = (
+            ("preset", preset, PRESETS),
+            ("normalization", normalization, NORMALIZATIONS),
+            ("on_unreadable", on_unreadable, ("error", "skip")),
+        )
+        for what, value, known in choices:
+            if value not in known:
+                raise ValueError(f"unknown {what} {value!r}; expected one of {', '.join(known)}")
+        for what, number in (("batch_size", batch_size), ("workers", workers)):
+            if number is not None and number < 1:
+                raise ValueError(f"{what} must be at least 1, got {number}")
+        self._source = open_source(dataset, split, root)
+        if PRESETS[preset] is not None and isinstance(self._source, ArraySource):
+            raise ValueError(f"{dataset} is not resized; its preset is 'none', got {preset!r}")
+        size = len(self._source)
+        self.count = size if count is None else count
+        if not 1 <= self.count <= size:
+            raise ValueError(f"{dataset} {split} has {size} images, asked for {count}")
+        order = np.arange(size) if seed is None else np.random.default_rng(seed).permutation(size)
+        self._order = order[: self.count].tolist()
+        self._batch_size, self._workers = batch_size, workers or os.cpu_count() or 1
+        self._preset, self._normalization, self._skip = PRESETS[preset], normalization, on_unreadable == "skip"
+        self.skipped: list[str] = []
+        self.images_per_second: float | None = None
 
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        start, read = time.perf_counter(), 0
+        examples = self._readable_examples()
+        while batch := list(itertools.islice(examples, self._batch_size)):
+            images, labels = zip(*batch, strict=True)
+            self._check_shapes(images)
+            read += len(batch)
+            yield {"image": np.stack(images), "label": np.asarray(labels, np.int32)}
+        if not read:
+            raise ValueError(f"none of the {self.count} images can be decoded")
+        self.images_per_second = read / (time.perf_counter() - start)
 
-# name -> function of the split returning (images, labels)
-DATASETS: dict[str, Callable[[str], tuple[np.ndarray, np.ndarray]]] = {"digits": _digits}
+    def _readable_examples(self):
+        self.skipped = []
+        for example in self._examples():
+            if isinstance(example, str):
+                self.skipped.append(example)
+            else:
+                yield example
+
+    def _examples(self):
+        """(image, label) in order, or the name of an image to skip; a bounded number is under way in the threads."""
+        ahead = min(self._batch_size, 512) + 2 * self._workers
+        with ThreadPoolExecutor(self._workers) as pool:
+            numbers, pending = iter(self._order), collections.deque()
+            try:
+                for i in itertools.islice(numbers, ahead):
+                    pending.append(pool.submit(self._load, i))
+                while pending:
+                    example = pending.popleft().result()
+                    pending.extend(pool.submit(self._load, i) for i in itertools.islice(numbers, 1))
+                    yield example
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _load(self, i: int):
+        image, label = self._source.read(i)
+        if isinstance(image, bytes):
+            try:
+                image = decode(image, self._preset)
+            except UnreadableImageError as error:
+                name = self._source.name(i)
+                if self._skip:
+                    return name
+                raise ValueError(
+                    f"cannot decode {name} ({error}); on_unreadable='skip' leaves such images out"
+                ) from error
+        return normalize(image, self._normalization), label
+
+    def _check_shapes(self, images) -> None:
+        shapes = sorted({image.shape for image in images})
+        if len(shapes) > 1:
+            raise ValueError(f"images of different shapes, such as {shapes[0]} and {shapes[1]}; choose a preset")

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from flax.core import unfreeze
 
+from beacon_jax.layers import Layer, check_rows, find_layers, lifted_layers_refused, subtree
 from beacon_jax.models.capture import apply_with_inputs
 from beacon_jax.models.stages import Stage, run_stage, stages_of
 from beacon_jax.quant.gram import GramStats
@@ -68,6 +69,7 @@ def quantize_model(
     batches: Iterable[jax.Array],
     spec: QuantSpec,
     *,
+    finished: Mapping[str, tuple[LayerReport, QuantizedMatrix]] | None = None,
     on_layer: Callable[[LayerReport, QuantizedMatrix, int], None] | None = None,
 ) -> QuantizedModel:
     """Quantizes the nn.Dense kernels of a Linen model.
@@ -79,46 +81,47 @@ def quantize_model(
       params: its parameters, a nested dict or FrozenDict; not modified.
       batches: calibration inputs (B, …), read once.
       spec: what to quantize and how.
-      on_layer: called with each layer's report, its result, and the number of layers in all, as soon as it is done.
+      finished: {layer name: (report, result)} of an earlier run with the same arguments that was stopped (see
+        `checkpoint.save_layer`): these layers are taken as they are.
+      on_layer: called with each layer's report, its result, and the number of layers in all, as soon as it is done;
+        not for layers finished before.
 
     Raises:
       ValueError: no batches, or inputs that are not finite arrays; a pattern of `spec` that matches no layer; fewer
         calibration rows than a layer has inputs (unless spec.allow_few_rows); a layer used in two stages or inside a
-        lifted transformation; a method's error, with the layer's name.
+        lifted transformation; a finished layer that is not to be quantized; a method's error, with the layer's name.
     """
-    stages, params = stages_of(model), unfreeze(params)
+    stages, params, finished = stages_of(model), unfreeze(params), finished or {}
     with contextlib.ExitStack() as stack:
         streams = [stack.enter_context(ActivationStream(spec.activations)) for _ in _stream_names(spec)]
         shapes = _read_batches(batches, streams)
-        found = _find_layers(stages, params, shapes)
+        found = find_layers(stages, params, shapes)
         plan = spec.plan(list(found))
-        _check_rows({name: found[name] for name in plan}, sum(shape[0] * n for (shape, _), n in shapes.items()), spec)
+        if not spec.allow_few_rows:
+            images = sum(shape[0] * n for (shape, _), n in shapes.items())
+            check_rows({name: found[name] for name in plan}, images)
+        _check_finished(finished, plan, found)
         result = QuantizedModel(jax.tree.map(lambda a: a, params), {}, [])
         trees = [params if which == "float" else result.params for which in _stream_names(spec)]
-        last = max(found[name].stage for name in plan)
-        for i, stage in enumerate(stages[: last + 1]):
+        last = max((found[name].stage for name in plan if name not in finished), default=-1)
+        for i, stage in enumerate(stages):
             for name in (name for name in plan if found[name].stage == i):
-                own = [stage.select(tree) for tree in trees]
-                collect = functools.partial(_collect, stage, found[name], own, streams)
-                report, matrix = _quantize_layer(name, params, plan[name], collect)
-                layer = _subtree(result.params, name)
+                if name in finished:
+                    report, matrix = finished[name]
+                else:
+                    own = [stage.select(tree) for tree in trees]
+                    collect = functools.partial(_collect, stage, found[name], own, streams)
+                    report, matrix = _quantize_layer(name, params, plan[name], collect)
+                layer = subtree(result.params, name)
                 layer["kernel"] = matrix.dequantize().astype(layer["kernel"].dtype)
                 result.layers[name] = matrix
                 result.reports.append(report)
-                if on_layer is not None:
+                if on_layer is not None and name not in finished:
                     on_layer(report, matrix, len(plan))
             if i < last:
                 for tree, stream in zip(trees, streams, strict=True):
                     stream.advance(functools.partial(_run_stage, stage, stage.select(tree)))
         return result
-
-
-@dataclasses.dataclass(frozen=True)
-class _Layer:
-    stage: int  # its position in the chain
-    local: str  # its name inside the stage
-    shape: tuple[int, int]
-    rows: int  # calibration rows in all
 
 
 def _stream_names(spec: QuantSpec) -> tuple[str, ...]:
@@ -148,58 +151,15 @@ def _read_batches(batches: Iterable[jax.Array], streams: list[ActivationStream])
     return shapes
 
 
-def _find_layers(stages: list[Stage], params: Any, shapes: Counter) -> dict[str, _Layer]:
-    """Every nn.Dense, in the order in which they run, and its calibration rows, without running anything."""
-    found: dict[str, _Layer] = {}
-    for (shape, dtype), batches in shapes.items():
-        x = jax.ShapeDtypeStruct(shape, dtype)
-        for i, stage in enumerate(stages):
-            x, inputs = _abstract_inputs(stage, stage.select(params), x)
-            for local, a in inputs.items():
-                name = stage.layer_name(local)
-                before = found.get(name, _Layer(i, local, _subtree(params, name)["kernel"].shape, 0))
-                if before.stage != i:
-                    raise ValueError(f"layer {name} is used in two stages of the model; put its uses into one stage")
-                found[name] = dataclasses.replace(before, rows=before.rows + batches * (a.size // a.shape[-1]))
-    return found
+def _check_finished(finished, plan: dict[str, LayerPlan], found: dict[str, Layer]) -> None:
+    for name, (report, matrix) in finished.items():
+        expected = None if name not in plan else (found[name].shape, plan[name].method, plan[name].alphabet_name)
+        given = matrix.shape, report.method, report.alphabet
+        if given != expected:
+            raise ValueError(f"the finished layer {name} ({given}) does not fit this model and spec ({expected})")
 
 
-def _abstract_inputs(stage: Stage, params: Any, x: jax.ShapeDtypeStruct):
-    """Shapes of the stage's output and of its layers' inputs, in call order (eval_shape would sort a dict by name)."""
-    names = []
-
-    def run(params, x):
-        y, inputs = apply_with_inputs(stage.module, params, x, stage.method)
-        names.extend(inputs)
-        return y, list(inputs.values())
-
-    with _lifted_layers_refused():
-        y, inputs = jax.eval_shape(run, params, x)
-    return y, dict(zip(names, inputs, strict=True))
-
-
-@contextlib.contextmanager
-def _lifted_layers_refused():
-    try:
-        yield
-    except jax.errors.UnexpectedTracerError as error:
-        raise ValueError(
-            "the inputs of an nn.Dense inside nn.scan, nn.remat or another lifted transformation cannot be captured; "
-            "build the model without it to quantize it"
-        ) from error
-
-
-def _check_rows(layers: dict[str, _Layer], examples: int, spec: QuantSpec) -> None:
-    for name, layer in layers.items():
-        if layer.rows < layer.shape[0] and not spec.allow_few_rows:
-            need = -(-layer.shape[0] * examples // layer.rows)
-            raise ValueError(
-                f"too few calibration images: {examples} give {layer.rows} rows for the {layer.shape[0]} inputs of "
-                f"{name}; use at least {need}, or allow_few_rows=True"
-            )
-
-
-def _collect(stage: Stage, layer: _Layer, sources: list[Any], streams: list[ActivationStream]) -> GramStats:
+def _collect(stage: Stage, layer: Layer, sources: list[Any], streams: list[ActivationStream]) -> GramStats:
     """Runs the streams through the stage, each on its source of parameters, and returns the layer's statistics."""
     stats = GramStats.zeros(layer.shape[0])
     for batches in zip(*streams, strict=True):
@@ -208,9 +168,9 @@ def _collect(stage: Stage, layer: _Layer, sources: list[Any], streams: list[Acti
 
 
 def _quantize_layer(name: str, params: Any, plan: LayerPlan, collect: Callable[[], GramStats]):
-    kernel = _subtree(params, name)["kernel"]
+    kernel = subtree(params, name)["kernel"]
     start = time.perf_counter()
-    with _lifted_layers_refused():
+    with lifted_layers_refused():
         stats = jax.block_until_ready(collect())
     middle = time.perf_counter()
     try:
@@ -250,7 +210,3 @@ def _add_batch(stage, local, stats, sources, batches):
 
 
 _run_stage = jax.jit(run_stage, static_argnums=0)
-
-
-def _subtree(params: Any, name: str) -> Any:
-    return functools.reduce(lambda tree, key: tree[key], filter(None, name.split("/")), params)

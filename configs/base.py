@@ -39,7 +39,11 @@ def get_config() -> ConfigDict:
     config.model.checkpoint = ""  # safetensors file with the float parameters
 
     config.data = ConfigDict()
-    config.data.name = "digits"  # a row of beacon_jax.data.DATASETS
+    config.data.name = "digits"  # a row of beacon_jax.sources.DATASETS
+    config.data.root = ""  # image folder or zip file; TFDS's data_dir, "" for its default
+    config.data.preset = "none"  # a row of beacon_jax.preprocessing.PRESETS
+    config.data.on_unreadable = "error"  # or skip: images that cannot be decoded are left out and counted
+    config.data.workers = 0  # threads that decode images, 0 for the number of cores
     config.data.batch_size = 128
     config.data.calibration_images = 256  # drawn from the training split with config.seed
     config.data.test_images = 0  # evaluate on the first so many only; 0 for all
@@ -73,12 +77,16 @@ def get_config() -> ConfigDict:
     config.train = ConfigDict()
     config.train.epochs = 120
     config.train.batch_size = 128
-    config.train.learning_rate = 1e-3  # peak, reached after the warm-up, then a cosine to zero
-    config.train.warmup_epochs = 10
+    config.train.optimizer = "adamw"  # or muon: for the blocks' kernels, with AdamW for the rest
+    config.train.learning_rate = 1e-3  # AdamW's peak, reached after the warm-up, then a cosine to zero
+    config.train.muon_learning_rate = 2e-3
+    config.train.warmup_epochs = 10.0
     config.train.weight_decay = 0.05  # AdamW, on kernels only
     config.train.label_smoothing = 0.1
-    config.train.shift = 0.5  # augmentation, uniform in ±: pixels,
+    config.train.augmentation = "affine"  # or flip_crop, which uses only the shift
+    config.train.shift = 0.5  # uniform in ±: pixels,
     config.train.rotate = 10.0  # degrees,
     config.train.zoom = 0.1  # and fraction of the size
+    config.train.save_every = 500  # steps between two saves of the whole state
     config.train.float_checkpoint = ""  # where the trained parameters go
     return config

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from beacon_jax import data, load_params
-from beacon_jax.models.vit import ViT, create_vit
+from beacon_jax import load_params
+from beacon_jax.data import Batches
+from beacon_jax.models.vit import NORMALIZATION, ViT, create_vit
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Experiment configuration, such as configs/digits.py.")
 
@@ -59,14 +60,25 @@ def predictor(model: ViT):
     return lambda params: lambda images: apply(params, images)
 
 
-def calibration_batches(config: ConfigDict):
+def batches(config: ConfigDict, split: str, **changed) -> Batches:
+    """The images of a split, preprocessed as config.data says and normalized as the model's weights expect."""
+    d = config.data
+    options = dict(
+        batch_size=d.batch_size,
+        root=d.root,
+        preset=d.preset,
+        normalization=NORMALIZATION[config.model.name],
+        on_unreadable=d.on_unreadable,
+        workers=d.workers or None,
+    )
+    return Batches(d.name, split, **(options | changed))
+
+
+def calibration_batches(config: ConfigDict) -> Batches:
     """The calibration images: config.data.calibration_images of the training split, drawn with config.seed."""
-    d = config.data
-    drawn = data.batches(d.name, "train", d.batch_size, count=d.calibration_images, seed=config.seed)
-    return (batch["image"] for batch in drawn)
+    return batches(config, "train", count=config.data.calibration_images, seed=config.seed)
 
 
-def test_batches(config: ConfigDict):
+def test_batches(config: ConfigDict) -> Batches:
     """The labelled test images."""
-    d = config.data
-    return data.batches(d.name, "test", d.batch_size, count=d.test_images or None)
+    return batches(config, "test", count=config.data.test_images or None)

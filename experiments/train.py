@@ -1,52 +1,115 @@
 """Trains a float model from scratch: python -m experiments.train --config=configs/digits.py
 
-Writes the parameters to config.train.float_checkpoint and prints the test accuracy. Same config, same result.
+Writes the parameters to config.train.float_checkpoint and prints the test accuracy. The whole state is saved beside it
+every config.train.save_every steps, and a run that was stopped goes on from there: same config, same result.
 """
 
-import functools
+import hashlib
+import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import serialization
 from flax.traverse_util import path_aware_map
-from jax.scipy.ndimage import map_coordinates
 from tqdm import tqdm
 
-from beacon_jax import checkpoint, data
+from beacon_jax import checkpoint
 from beacon_jax.evaluate import evaluate
 from beacon_jax.models.vit import create_vit
 from experiments import common
+from experiments.augment import AUGMENTATIONS
 
 
-def augment(key, image, train):
-    """A random shift, rotation and zoom of one image (H, W, c), bilinear, edges repeated."""
-    shift_key, rotate_key, zoom_key = jax.random.split(key, 3)
-    shift = jax.random.uniform(shift_key, (2, 1), minval=-train.shift, maxval=train.shift)
-    angle = jnp.deg2rad(jax.random.uniform(rotate_key, (), minval=-train.rotate, maxval=train.rotate))
-    zoom = 1 + jax.random.uniform(zoom_key, (), minval=-train.zoom, maxval=train.zoom)
-    height, width, _ = image.shape
-    centre = jnp.array([[(height - 1) / 2], [(width - 1) / 2]])
-    grid = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")).reshape(2, -1)
-    turn = jnp.array([[jnp.cos(angle), -jnp.sin(angle)], [jnp.sin(angle), jnp.cos(angle)]]) * zoom
-    source = turn @ (grid - centre) + centre + shift
-    sample = functools.partial(map_coordinates, coordinates=list(source), order=1, mode="nearest")
-    return jax.vmap(sample, in_axes=-1, out_axes=-1)(image).reshape(image.shape)
+def make_optimizer(train, params, steps_per_epoch: int) -> optax.GradientTransformation:
+    """AdamW, or Muon for the blocks' kernels and AdamW for the rest; a cosine after a linear warm-up."""
+
+    def schedule(peak):
+        warmup, total = round(train.warmup_epochs * steps_per_epoch), train.epochs * steps_per_epoch
+        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, total)
+
+    kernels = path_aware_map(lambda path, _: path[-1] == "kernel", params)
+    if train.optimizer == "adamw":
+        return optax.adamw(schedule(train.learning_rate), weight_decay=train.weight_decay, mask=kernels)
+    if train.optimizer == "muon":
+        matrix = optax.contrib.MuonDimensionNumbers()
+        return optax.contrib.muon(
+            schedule(train.muon_learning_rate),
+            weight_decay=train.weight_decay,
+            consistent_rms=0.2,
+            adam_learning_rate=schedule(train.learning_rate),
+            muon_weight_dimension_numbers=path_aware_map(
+                lambda path, _: matrix if path[0].startswith("blocks_") and path[-1] == "kernel" else None, params
+            ),
+        )
+    raise ValueError(f"unknown optimizer {train.optimizer!r}; expected adamw or muon")
 
 
 def make_step(model, optimizer, train):
+    if train.augmentation not in AUGMENTATIONS:
+        raise ValueError(f"unknown augmentation {train.augmentation!r}; expected one of {', '.join(AUGMENTATIONS)}")
+    augment = AUGMENTATIONS[train.augmentation]
+
     def loss_fn(params, images, labels):
         targets = optax.smooth_labels(jax.nn.one_hot(labels, model.classes), train.label_smoothing)
         return optax.softmax_cross_entropy(model.apply({"params": params}, images), targets).mean()
 
     @jax.jit
     def step(params, state, key, images, labels):
-        images = jax.vmap(functools.partial(augment, train=train))(jax.random.split(key, len(images)), images)
-        loss, grads = jax.value_and_grad(loss_fn)(params, images, labels)
+        loss, grads = jax.value_and_grad(loss_fn)(params, augment(key, images, train), labels)
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state, loss
 
     return step
+
+
+def fingerprint(config) -> str:
+    """Of all that decides the training, wherever its files lie."""
+    train, images = config.train.to_dict(), config.data.to_dict()
+    for table, key in ((train, "float_checkpoint"), (train, "save_every"), (images, "root"), (images, "workers")):
+        del table[key]
+    decides = dict(seed=config.seed, model=config.model.name, data=images, train=train)
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Progress:
+    """The training's state in a file: (params, optimizer state) and the number of steps done."""
+
+    def __init__(self, path: Path, config):
+        self._path, self._fingerprint = path, fingerprint(config)
+
+    def load(self, params, state):
+        """(params, optimizer state, steps done), as saved, or as given where there is nothing yet."""
+        if not self._path.exists():
+            return params, state, 0
+        try:
+            saved = serialization.msgpack_restore(self._path.read_bytes())
+            if saved["config"] != self._fingerprint:
+                raise ValueError(f"{self._path} belongs to another configuration; remove it to start afresh")
+            params, state = serialization.from_state_dict((params, state), saved["state"])
+        except (ValueError, KeyError, TypeError) as error:
+            if "another configuration" in str(error):
+                raise
+            raise ValueError(f"{self._path} is damaged ({error}); remove it to start afresh") from error
+        return *jax.tree.map(jnp.asarray, (params, state)), int(saved["step"])
+
+    def save(self, params, state, step: int) -> None:
+        """Replaces the file in one atomic step."""
+        whole = {
+            "config": self._fingerprint,
+            "step": step,
+            "state": jax.tree.map(np.asarray, serialization.to_state_dict((params, state))),
+        }
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self._path.with_name(self._path.name + ".partial")
+        partial.write_bytes(serialization.msgpack_serialize(whole))
+        partial.replace(self._path)
+
+    def remove(self) -> None:
+        """Deletes the file, which a finished training no longer needs."""
+        self._path.unlink(missing_ok=True)
 
 
 def main(_):
@@ -54,30 +117,34 @@ def main(_):
     train = config.train
     if not train.float_checkpoint:
         raise ValueError("--config.train.float_checkpoint is empty: where should the parameters go?")
-    (batch,) = data.batches(config.data.name, "train", batch_size=10**9)
+    test = common.batches(config, "test")
+    (batch,) = common.batches(config, "train", batch_size=10**9)
     images, labels = batch["image"], batch["label"]
     steps = len(labels) // train.batch_size
+    if not steps:
+        raise ValueError(f"train.batch_size={train.batch_size} exceeds the {len(labels)} training images")
     model = create_vit(config.model.name)
     init_key, key = jax.random.split(jax.random.key(config.seed))
     params = jax.jit(model.init)(init_key, images[:1])["params"]
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, train.learning_rate, train.warmup_epochs * steps, train.epochs * steps
-    )
-    kernels = path_aware_map(lambda path, _: path[-1] == "kernel", params)
-    optimizer = optax.adamw(schedule, weight_decay=train.weight_decay, mask=kernels)
-    state = optimizer.init(params)
+    optimizer = make_optimizer(train, params, steps)
     step = make_step(model, optimizer, train)
-    rng = np.random.default_rng(config.seed)
-    for epoch in (bar := tqdm(range(train.epochs), desc="train", unit="epoch")):
-        order = rng.permutation(len(labels))
-        for i in range(steps):
+    progress = Progress(Path(train.float_checkpoint + ".training"), config)
+    params, state, done = progress.load(params, optimizer.init(params))
+    with tqdm(desc="train", unit="step", initial=done, total=train.epochs * steps) as bar:
+        for number in range(done, train.epochs * steps):
+            epoch, i = divmod(number, steps)
+            if number == done or i == 0:
+                order = np.random.default_rng((config.seed, epoch)).permutation(len(labels))
             chosen = order[i * train.batch_size : (i + 1) * train.batch_size]
-            step_key = jax.random.fold_in(key, epoch * steps + i)
-            params, state, loss = step(params, state, step_key, images[chosen], labels[chosen])
-        bar.set_postfix(loss=f"{loss:.3f}")
-    predict = common.predictor(model)
-    result = evaluate(predict(params), data.batches(config.data.name, "test", config.data.batch_size))
+            params, state, loss = step(params, state, jax.random.fold_in(key, number), images[chosen], labels[chosen])
+            bar.update()
+            if number % 50 == 0:
+                bar.set_postfix(loss=f"{loss:.3f}")
+            if (number + 1) % train.save_every == 0:
+                progress.save(params, state, number + 1)
+    result = evaluate(common.predictor(model)(params), test)
     checkpoint.save_params(train.float_checkpoint, params)
+    progress.remove()
     print(f"top-1 {result.top1:.2f} % of {result.count} test images; parameters in {train.float_checkpoint}")
 
 

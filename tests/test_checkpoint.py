@@ -5,6 +5,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from beacon_jax import METHODS, GramStats, load_params, load_quantized, save_params, save_quantized
+from beacon_jax.checkpoint import load_layer, save_layer
 
 
 @pytest.fixture
@@ -47,6 +48,18 @@ def test_quantized_round_trip(tmp_path, rng, params, alphabet, options):
     np.testing.assert_array_equal(loaded["block"]["fc"]["kernel"], matrix.dequantize())
     np.testing.assert_array_equal(loaded["token"], params["token"])
     assert "kernel" in params["block"]["fc"]  # the input tree is left alone
+
+
+def test_layer_round_trip(tmp_path, rng):
+    kernel, x = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((10, 6), (30, 10)))
+    matrix = METHODS["gptq"](kernel, GramStats.zeros(10).update(x), "2.58", symmetric=False)
+    save_layer(tmp_path / "layer", matrix, {"layer": "a", "error": 0.25, "shape": [10, 6], "sweeps": None})
+    loaded, report = load_layer(tmp_path / "layer")
+    assert report == {"layer": "a", "error": 0.25, "shape": [10, 6], "sweeps": None}
+    np.testing.assert_array_equal(loaded.dequantize(), matrix.dequantize())
+    save_params(tmp_path / "p", {"a": kernel})
+    with pytest.raises(ValueError, match="does not hold a single quantized layer"):
+        load_layer(tmp_path / "p")
 
 
 def test_errors(tmp_path, params):

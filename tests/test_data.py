@@ -1,17 +1,31 @@
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.datasets import load_digits
 
-from beacon_jax import data
+from beacon_jax.data import Batches
 
 
-def whole(split, **options):
-    parts = list(data.batches("digits", split, 128, **options))
-    return (np.concatenate([b[key] for b in parts]) for key in ("image", "label"))
+def whole(batches):
+    parts = list(batches)
+    return tuple(np.concatenate([b[key] for b in parts]) for key in ("image", "label"))
+
+
+@pytest.fixture
+def pictures(tmp_path, rng):
+    """30 images of three sizes in three classes, as image folder."""
+    for i in range(30):
+        size = ((300, 240), (256, 400), (230, 230))[i % 3]
+        path = tmp_path / "train" / "abc"[i % 3] / f"{i:02}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)).save(path)
+    return dict(root=str(tmp_path), preset="resize256-bilinear", normalization="imagenet")
 
 
 def test_digits_are_split_without_overlap():
-    (train, train_labels), (test, test_labels) = whole("train"), whole("test")
+    (train, train_labels), (test, test_labels) = (whole(Batches("digits", split, 128)) for split in ("train", "test"))
     assert train.shape == (1297, 8, 8, 1) and test.shape == (500, 8, 8, 1)
     assert train.dtype == np.float32 and train_labels.dtype == np.int32
     assert train.min() == -1 and train.max() == 1
@@ -22,14 +36,70 @@ def test_digits_are_split_without_overlap():
 
 
 def test_order_and_subsets():
-    images, labels = whole("train", count=300, seed=5)
-    again, _ = whole("train", count=300, seed=5)
-    other, _ = whole("train", count=300, seed=6)
-    first, _ = whole("train", count=300)
+    images, labels = whole(Batches("digits", "train", 128, count=300, seed=5))
+    again, _ = whole(Batches("digits", "train", 100, count=300, seed=5, workers=7))
+    other, _ = whole(Batches("digits", "train", 128, count=300, seed=6))
+    first, _ = whole(Batches("digits", "train", 128, count=300))
     np.testing.assert_array_equal(images, again)
     assert len(labels) == 300 and not np.array_equal(images, other) and not np.array_equal(images, first)
-    np.testing.assert_array_equal(first, next(whole("train"))[:300])
-    assert [len(b["label"]) for b in data.batches("digits", "train", 128, count=300)] == [128, 128, 44]
+    np.testing.assert_array_equal(first, whole(Batches("digits", "train", 128))[0][:300])
+    assert [len(b["label"]) for b in Batches("digits", "train", 128, count=300)] == [128, 128, 44]
+
+
+def test_images_are_decoded_in_order_whatever_the_threads(pictures):
+    one, many = (Batches("image_folder", "train", 8, workers=n, **pictures) for n in (1, 8))
+    assert one.images_per_second is None
+    (images, labels), (same, _) = whole(one), whole(many)
+    assert images.shape == (30, 224, 224, 3) and images.dtype == np.float32
+    assert labels.tolist() == [0] * 10 + [1] * 10 + [2] * 10
+    np.testing.assert_array_equal(images, same)
+    np.testing.assert_array_equal(images, whole(one)[0])  # a second pass
+    assert one.images_per_second > 0 and one.count == 30
+
+
+def test_abandoned_iteration_leaves_no_threads(pictures):
+    import threading
+
+    before = threading.active_count()
+    iterator = iter(Batches("image_folder", "train", 4, workers=4, **pictures))
+    next(iterator)
+    iterator.close()
+    assert threading.active_count() == before
+
+
+def test_unreadable_images(pictures):
+    folder = f"{pictures['root']}/train/b"
+    for name, content in (("01", b""), ("04", b"not an image")):
+        with open(f"{folder}/{name}.jpg", "wb") as file:
+            file.write(content)
+    with pytest.raises(ValueError, match=r"cannot decode train/b/01\.jpg .*on_unreadable='skip' leaves"):
+        list(Batches("image_folder", "train", 8, **pictures))
+    lenient = Batches("image_folder", "train", 8, on_unreadable="skip", **pictures)
+    assert [len(b["label"]) for b in lenient] == [8, 8, 8, 4]
+    assert lenient.skipped == ["train/b/01.jpg", "train/b/04.jpg"]
+    list(lenient)
+    assert len(lenient.skipped) == 2
+
+
+def test_nothing_readable(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.jpg").write_bytes(b"x")
+    with pytest.raises(ValueError, match="none of the 1 images can be decoded"):
+        list(Batches("image_folder", "test", 8, root=str(tmp_path), on_unreadable="skip"))
+
+
+def test_images_of_different_shapes_need_a_preset(pictures):
+    with pytest.raises(ValueError, match=r"different shapes, such as \(230, 230, 3\) and .*; choose a preset"):
+        list(Batches("image_folder", "train", 30, root=pictures["root"]))
+
+
+def test_grey_images(tmp_path):
+    (tmp_path / "a").mkdir()
+    file = io.BytesIO()
+    Image.new("L", (9, 7), 51).save(file, "PNG")
+    (tmp_path / "a" / "1.png").write_bytes(file.getvalue())
+    images, _ = whole(Batches("image_folder", "test", 8, root=str(tmp_path)))
+    np.testing.assert_allclose(images, np.full((1, 7, 9, 3), -0.6), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -38,10 +108,15 @@ def test_order_and_subsets():
         (("mnist", "test", 8), {}, "unknown dataset 'mnist'; expected one of digits"),
         (("digits", "validation", 8), {}, "unknown split 'validation' of digits"),
         (("digits", "test", 0), {}, "batch_size must be at least 1, got 0"),
+        (("digits", "test", 8), {"workers": -1}, "workers must be at least 1, got -1"),
         (("digits", "test", 8), {"count": 501}, "digits test has 500 images, asked for 501"),
         (("digits", "test", 8), {"count": 0}, "digits test has 500 images, asked for 0"),
+        (("digits", "test", 8), {"preset": "resize"}, "unknown preset 'resize'; expected one of none, resize256-b"),
+        (("digits", "test", 8), {"preset": "resize256-bilinear"}, "digits is not resized; its preset is 'none'"),
+        (("digits", "test", 8), {"normalization": "x"}, "unknown normalization 'x'; expected one of imagenet"),
+        (("digits", "test", 8), {"on_unreadable": "ignore"}, "unknown on_unreadable 'ignore'; expected one of error"),
     ],
 )
 def test_errors(arguments, options, message):
     with pytest.raises(ValueError, match=message):
-        data.batches(*arguments, **options)
+        Batches(*arguments, **options)

@@ -213,6 +213,34 @@ def test_rows_are_counted_over_batches_of_any_shape(rng):
     assert [r.rows for r in result.reports] == [106, 106]
 
 
+@pytest.mark.parametrize("done", [0, 3, 4, 7, 8])
+def test_a_stopped_run_goes_on_with_the_layers_it_had(problem, seen, done):
+    params, batches = problem
+    spec = QuantSpec(method="spy")
+    whole = quantize_model(MODEL, params, batches, spec)
+    solved = len(seen)
+    reports = {report.layer: report for report in whole.reports}
+    finished = {name: (reports[name], whole.layers[name]) for name in LAYERS[:done]}
+    called = []
+
+    def on_layer(report, _matrix, total):
+        called.append((report.layer, total))
+
+    resumed = quantize_model(MODEL, params, batches, spec, finished=finished, on_layer=on_layer)
+    assert len(seen) - solved == 8 - done and called == [(name, 8) for name in LAYERS[done:]]
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
+    assert [r.layer for r in resumed.reports] == LAYERS and list(resumed.layers) == LAYERS
+
+
+def test_finished_layers_must_belong_to_the_run(problem):
+    params, batches = problem
+    whole = quantize_model(MODEL, params, batches, QuantSpec(method="rtn"))
+    finished = {LAYERS[0]: (whole.reports[0], whole.layers[LAYERS[0]])}
+    for spec in (QuantSpec(method="rtn", alphabet="3"), QuantSpec(method="rtn", layers=".*mlp.*"), QuantSpec()):
+        with pytest.raises(ValueError, match=f"the finished layer {LAYERS[0]} .* does not fit this model and spec"):
+            quantize_model(MODEL, params, batches, spec, finished=finished)
+
+
 def test_storage_does_not_change_the_result(problem):
     params, batches = problem
     specs = [QuantSpec(method="comq", activations=a) for a in ("disk", "memory")]
