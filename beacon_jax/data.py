@@ -41,6 +41,7 @@ class Batches:
         normalization: str = "half",
         on_unreadable: str = "error",
         workers: int | None = None,
+        cache: bool = False,
     ):
         """Opens the dataset; reads no images yet.
 
@@ -56,6 +57,7 @@ class Batches:
           normalization: a key of preprocessing.NORMALIZATIONS.
           on_unreadable: "error" stops at an image that cannot be decoded; "skip" leaves it out, in `skipped`.
           workers: threads, None for the number of cores.
+          cache: keep decoded images in memory (one byte per value) for the next pass.
 
         Raises:
           ValueError: an unknown dataset, split or name among the options, a number below 1, or more images asked for
@@ -83,6 +85,7 @@ class Batches:
         order = np.arange(size) if seed is None else np.random.default_rng(seed).permutation(size)
         self._order = order[: self.count].tolist()
         self._batch_size, self._workers = batch_size, workers or os.cpu_count() or 1
+        self._cache: dict[int, tuple[np.ndarray, int]] | None = {} if cache else None
         self._preset, self._normalization, self._skip = PRESETS[preset], normalization, on_unreadable == "skip"
         self.skipped: list[str] = []
         self.images_per_second: float | None = None
@@ -123,7 +126,7 @@ class Batches:
                 pool.shutdown(cancel_futures=True)
 
     def _load(self, i: int):
-        image, label = self._source.read(i)
+        image, label = (self._cache or {}).get(i) or self._source.read(i)
         if isinstance(image, bytes):
             try:
                 image = decode(image, self._preset)
@@ -134,6 +137,8 @@ class Batches:
                 raise ValueError(
                     f"cannot decode {name} ({error}); on_unreadable='skip' leaves such images out"
                 ) from error
+        if self._cache is not None:
+            self._cache[i] = image, label
         return normalize(image, self._normalization), label
 
     def _check_shapes(self, images) -> None:

@@ -1,12 +1,15 @@
 """Top-1 and top-5 accuracy of a prediction function over batches."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+_MISSING = object()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Evaluation:
 def evaluate(
     predict: Callable[[jax.Array], jax.Array],
     batches: Iterable[dict[str, np.ndarray]],
-    reference: Callable[[jax.Array], jax.Array] | None = None,
+    reference: Iterable[jax.Array] | None = None,
 ) -> Evaluation:
     """Evaluates `predict` on labelled batches.
 
@@ -35,20 +38,21 @@ def evaluate(
       predict: images (B, …) → logits (B, classes). It sees every batch padded to the size of the first, so that a
         shorter last batch costs no recompilation; the padding is masked out of every number.
       batches: dicts with image (B, …) and label (B,) int.
-      reference: the float model, to report the error of the logits against it.
+      reference: the float model's logits, one array per batch, as `logits_of` gives them, to report the error against.
 
     Raises:
-      ValueError: no batches, logits that are not finite, or labels outside the classes.
+      ValueError: no batches, logits that are not finite, labels outside the classes, or a reference of other batches.
     """
     size, totals = None, np.zeros(5)
-    for batch in batches:
-        count = len(batch["label"])
-        size = size or count
-        image, label = (_pad(np.asarray(batch[key]), size) for key in ("image", "label"))
+    references = itertools.repeat(None) if reference is None else iter(reference)
+    for image, label, count in _padded(batches):
+        size, target = len(label), next(references, _MISSING)
+        if target is _MISSING or (target is not None and len(target) != count):
+            raise ValueError("the reference logits are not those of these batches")
         logits = predict(image)
         if label.min() < 0 or label.max() >= logits.shape[-1]:
             raise ValueError(f"labels {label.min()} … {label.max()} do not fit logits of {logits.shape[-1]} classes")
-        target = None if reference is None else reference(image)
+        target = None if target is None else _pad(np.asarray(target), size)
         totals += np.asarray(_count(logits, label, np.arange(size) < count, target), np.float64)
     if size is None:
         raise ValueError("no batches to evaluate on")
@@ -57,6 +61,20 @@ def evaluate(
     top1, top5, count, error, norm = totals
     logit_error = None if reference is None else error / norm
     return Evaluation(100 * top1 / count, 100 * top5 / count, int(count), logit_error)
+
+
+def logits_of(predict: Callable[[jax.Array], jax.Array], batches: Iterable[dict[str, np.ndarray]]) -> list[np.ndarray]:
+    """The logits (B, classes) of every batch, as a reference for `evaluate`: 4 bytes per image and class."""
+    return [np.asarray(predict(image))[:count] for image, _, count in _padded(batches)]
+
+
+def _padded(batches):
+    """(images, labels, count) of every batch, padded to the size of the first; count of them are real."""
+    size = None
+    for batch in batches:
+        count = len(batch["label"])
+        size = size or count
+        yield *(_pad(np.asarray(batch[key]), size) for key in ("image", "label")), count
 
 
 def _pad(array: np.ndarray, size: int) -> np.ndarray:

@@ -79,6 +79,10 @@ class TunedNorms:
     step: int
     steps: int
 
+    def summary(self) -> dict[str, float]:
+        """The numbers alone."""
+        return dict(before=self.before, after=self.after, step=self.step, steps=self.steps)
+
 
 def tune_norms(
     apply: Callable[[Any, jax.Array], jax.Array],

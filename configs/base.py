@@ -44,6 +44,7 @@ def get_config() -> ConfigDict:
     config.data.preset = "none"  # a row of beacon_jax.preprocessing.PRESETS
     config.data.on_unreadable = "error"  # or skip: images that cannot be decoded are left out and counted
     config.data.workers = 0  # threads that decode images, 0 for the number of cores
+    config.data.cache = False  # keep the decoded test images in memory, for the next result
     config.data.batch_size = 128
     config.data.calibration_images = 256  # drawn from the training split with config.seed
     config.data.test_images = 0  # evaluate on the first so many only; 0 for all
@@ -60,14 +61,40 @@ def get_config() -> ConfigDict:
     config.quant.activations = "disk"  # where the calibration activations wait: disk or memory
     config.quant.allow_few_rows = False  # calibrate a layer on fewer rows than it has inputs
 
-    # experiments/tables.py runs each of these rows at each of these alphabets.
+    # Training the normalization layers of a quantized model: the fields of beacon_jax.NormTuning, and its images.
+    config.norm_tuning = ConfigDict()
+    config.norm_tuning.enabled = False  # in a table: every row once more, with norm tuning
+    config.norm_tuning.images = 0  # of the training split, drawn with the seed; 0 for as many as in the calibration
+    config.norm_tuning.batch_size = 64
+    config.norm_tuning.loss = "kl"  # to the float model's logits; or mse, or ce (labels)
+    config.norm_tuning.optimizer = "adamw"  # or lion, sgd
+    config.norm_tuning.learning_rate = 1e-3
+    config.norm_tuning.weight_decay = 1e-6
+    config.norm_tuning.steps = 200
+    config.norm_tuning.held_out = 0.2  # fraction of the images that decides which step is best
+    config.norm_tuning.check_every = 20  # steps
+    config.norm_tuning.patience = 3  # checks without improvement, then it stops
+
+    # experiments/tables.py runs each of these rows at each of these alphabets, with each seed.
     config.table = ConfigDict()
     config.table.alphabets = ("1.58", "2", "2.58", "3", "4")
     config.table.rows = ("rtn", "gptq", "comq", "beacon", "beacon_ec", "beacon_ec_centering")
+    config.table.seeds = ()  # of the calibration images; several give mean and deviation; () for config.seed
+    config.table.calibration_images = ()  # several numbers give a row each; () for data.calibration_images
+    config.table.sweeps = ()  # likewise, for methods with sweeps; () for the method's own number
+    config.table.sweeps_at = ()  # (alphabet, sweeps) pairs: Beacon's number of sweeps at some alphabets
+    config.table.published = ()  # (row's title, alphabet, top-1) of the paper, shown next to what is measured
 
     config.rows = ConfigDict()
     config.rows.rtn = table_row("RTN", "rtn", "float")
+    config.rows.rtn_lsq = table_row("RTN, least-squares scale", "rtn", "float", scale="lsq")
     config.rows.gptq = table_row("GPTQ", "gptq", "quantized")
+    config.rows.gptq_order = table_row("GPTQ, act_order", "gptq", "quantized", act_order=True)
+    config.rows.gptq_lsq = table_row("GPTQ, least-squares scale", "gptq", "quantized", scale="lsq")
+    config.rows.gptq_lsq_order = table_row(
+        "GPTQ, least-squares scale, act_order", "gptq", "quantized", scale="lsq", act_order=True
+    )
+    config.rows.gptq_beacon = table_row("GPTQ* (Beacon's scale)", "gptq", "quantized", scale="beacon")
     config.rows.comq = table_row("COMQ", "comq", "float")
     config.rows.beacon = table_row("Beacon w/o E.C.", "beacon", "float")
     config.rows.beacon_ec = table_row("Beacon w/ E.C.", "beacon", "both")

@@ -1,8 +1,18 @@
-"""A DeiT of 6 blocks, 192 wide, patch 4, on CIFAR-10, trained by this project."""
+"""A DeiT of 6 blocks, 192 wide, patch 4, on CIFAR-10, trained by this project.
+
+The images come from TFDS (tfds build cifar10 --file_format=array_record, which needs tensorflow) or, with
+DATA="--config.data.name=image_folder --config.data.root=PATH", from a folder or zip file with train/<class>/ and
+test/<class>/.
+
+Train:     python -m experiments.train --config=configs/cifar10.py $DATA
+Quantize:  python -m experiments.quantize --config=configs/cifar10.py $DATA
+Table:     python -m experiments.tables --config=configs/cifar10.py $DATA
+"""
 
 from ml_collections import ConfigDict
 
 from configs import base
+from configs.imagenet import ROWS
 
 
 def get_config() -> ConfigDict:
@@ -11,6 +21,12 @@ def get_config() -> ConfigDict:
     config.model.name = "deit_cifar10"
     config.model.checkpoint = "experiments/checkpoints/cifar10.safetensors"
     config.data.name = "cifar10"
+    config.data.calibration_images = 512
+    config.data.cache = True
+    config.norm_tuning.enabled = True
+    config.norm_tuning.images = 1024
+    config.table.rows = ROWS
+    config.table.alphabets = ("1.58", "2", "2.32", "2.58", "3", "4", "int2", "int3", "int4")
 
     config.train.epochs = 10
     config.train.batch_size = 64

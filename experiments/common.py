@@ -1,5 +1,6 @@
 """What the scripts share: the model, data and functions that a config names."""
 
+import functools
 import sys
 
 import jax
@@ -54,9 +55,15 @@ def load_model(config: ConfigDict) -> tuple[ViT, dict]:
     return model, params
 
 
+@functools.cache
+def apply_function(model: ViT):
+    """The jitted function (parameters, images) → logits: the same one whenever asked for, so that it compiles once."""
+    return jax.jit(lambda params, images: model.apply({"params": params}, images))
+
+
 def predictor(model: ViT):
-    """A function of parameters that returns a jitted function from images to logits; compiled once for the model."""
-    apply = jax.jit(lambda params, images: model.apply({"params": params}, images))
+    """A function of parameters that returns a function from images to logits."""
+    apply = apply_function(model)
     return lambda params: lambda images: apply(params, images)
 
 

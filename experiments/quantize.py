@@ -1,7 +1,8 @@
 """Quantizes one model with one spec: python -m experiments.quantize --config=configs/digits.py
 
 Prints a report per layer and the accuracy before and after; writes the packed model to
-{config.out}/quantized.safetensors and appends the result as a JSON line to {config.out}/quantize.jsonl.
+{config.out}/quantized.safetensors and appends the result as a JSON line to {config.out}/quantize.jsonl. With
+config.norm_tuning.enabled the normalization layers are tuned afterwards. A run that was stopped keeps its layers.
 """
 
 import dataclasses
@@ -9,10 +10,12 @@ import json
 from pathlib import Path
 
 from tabulate import tabulate
-from tqdm import tqdm
 
-from beacon_jax import QuantSpec, evaluate, quantize_model, save_quantized
+from beacon_jax import save_quantized
 from experiments import common
+from experiments.experiment import Experiment
+from experiments.grid import single_cell
+from experiments.results import LayerStore
 
 _COLUMNS = (
     "layer",
@@ -29,29 +32,27 @@ _COLUMNS = (
 
 def main(_):
     config = common.get_config()
-    spec = QuantSpec.from_dict(config.quant.to_dict())
+    experiment = Experiment(config)
+    cell = single_cell(config, experiment.checkpoint)
     out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    model, params = common.load_model(config)
-    predict = common.predictor(model)
-    with tqdm(desc="layers", unit="layer") as bar:
-
-        def on_layer(report, _matrix, total):
-            bar.total = total
-            bar.update()
-            bar.set_postfix(layer=report.layer, error=f"{report.output_error:.2g}")
-
-        result = quantize_model(model, params, common.calibration_batches(config), spec, on_layer=on_layer)
-    before = evaluate(predict(params), common.test_batches(config))
-    after = evaluate(predict(result.params), common.test_batches(config), reference=predict(params))
-    reports = [dataclasses.asdict(report) for report in result.reports]
+    store = LayerStore(out / "layers" / cell.quant_key)
+    quantized = experiment.quantize(cell, store)
+    evaluations = dict(float=experiment.evaluate(experiment.params), quantized=experiment.evaluate(quantized.params))
+    params, tuning = quantized.params, None
+    if cell.tuning is not None:
+        tuned = experiment.tune(cell, params)
+        params, tuning = tuned.params, tuned.summary()
+        evaluations["tuned"] = experiment.evaluate(params)
+    reports = [dataclasses.asdict(report) for report in quantized.reports]
     print(tabulate([[r[c] for c in _COLUMNS] for r in reports], headers=_COLUMNS, floatfmt=".4g"))
-    print(f"top-1 {before.top1:.2f} % -> {after.top1:.2f} % of {after.count} test images")
-    save_quantized(out / "quantized.safetensors", result.params, result.layers)
-    evaluations = dict(before=dataclasses.asdict(before), after=dataclasses.asdict(after))
-    line = dict(config=config.to_dict(), **evaluations, layers=reports)
+    shown = ", ".join(f"{name} {e.top1:.2f} ± {e.top1_stderr:.2f} %" for name, e in evaluations.items())
+    print(f"top-1 of {evaluations['float'].count} test images: {shown}")
+    save_quantized(out / "quantized.safetensors", params, quantized.layers)
+    results = {name: dataclasses.asdict(evaluation) for name, evaluation in evaluations.items()}
+    line = dict(config=config.to_dict(), **results, tuning=tuning, layers=reports)
     with (out / "quantize.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
+    store.clear()
     print(f"quantized model: {out / 'quantized.safetensors'}; result: {out / 'quantize.jsonl'}")
 
 

@@ -1,50 +1,105 @@
-"""Tables and plots from results, one dict per cell as `tables.run_cell` makes them."""
+"""Tables and plots from results, one dict per cell as experiments/tables.py writes them."""
 
 import csv
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 from tabulate import tabulate
 
+from experiments.grid import TUNED
+
 MISSING = "–"
 
 
-def _grid(results: list[dict]) -> tuple[list[str], list[str], dict[tuple[str, str], dict]]:
-    """Row titles and alphabets in order, and {(row, alphabet): result}, without the float model."""
-    quantized = [r for r in results if r["quant"] is not None]
-    rows, alphabets = (list(dict.fromkeys(r[key] for r in quantized)) for key in ("row", "alphabet"))
-    return rows, alphabets, {(r["row"], r["alphabet"]): r for r in quantized}
+def _by_place(results: list[dict]) -> dict[tuple[str, str], list[dict]]:
+    """{(row, alphabet): its results, one per seed}, without the float model."""
+    places: dict[tuple[str, str], list[dict]] = {}
+    for result in results:
+        if result["quant"] is not None:
+            places.setdefault((result["row"], result["alphabet"]), []).append(result)
+    return places
 
 
-def _matrix(results: list[dict], show) -> str:
-    rows, alphabets, by_cell = _grid(results)
-    body = [[row] + [show(by_cell[row, a]) if (row, a) in by_cell else MISSING for a in alphabets] for row in rows]
-    headers = ["method", *(f"{a} bit" for a in alphabets)]
-    style = dict(tablefmt="github", disable_numparse=True, stralign="right", colalign=("left",))
-    return tabulate(body, headers=headers, **style)
+def _mean(results: list[dict], field: str) -> float:
+    return float(np.mean([r[field] for r in results]))
 
 
-def markdown(results: list[dict]) -> str:
-    """The results as Markdown: top-1 and its change against float, output errors, seconds."""
-    reference = next(r for r in results if r["quant"] is None)
-    top1 = _matrix(results, lambda r: f"{r['top1']:.2f} ({r['top1'] - reference['top1']:+.2f})")
-    layers = _matrix(results, lambda r: f"{r['layer_error']:.2e}")
-    logits = _matrix(results, lambda r: f"{r['logit_error']:.2e}")
-    seconds = _matrix(results, lambda r: f"{r['seconds']:.1f}")
-    return (
-        f"Top-1 in percent on {reference['count']} test images (change against float, "
-        f"{reference['top1']:.2f} ± {reference['top1_stderr']:.2f})\n\n{top1}\n\n"
-        f"Relative output error ‖XW − X̃Ŵ‖²/‖XW‖², mean over the layers, each on the inputs it was calibrated on\n\n"
-        f"{layers}\n\n"
-        f"Relative error of the test images' logits against the float model's\n\n{logits}\n\n"
-        f"Seconds to quantize, compilation included (the first alphabet of a row compiles for all)\n\n{seconds}\n"
-    )
+def _top1(results: list[dict]) -> str:
+    """Top-1 ± its binomial standard error; for several seeds the mean ± the standard deviation over them."""
+    values = [r["top1"] for r in results]
+    spread = np.std(values, ddof=1) if len(values) > 1 else results[0]["top1_stderr"]
+    return f"{np.mean(values):.2f} ± {spread:.2f}"
+
+
+def _github(headers: list[str], body: list[list[str]]) -> str:
+    align = ("left",) + ("right",) * (len(headers) - 1)
+    return tabulate(body, headers=headers, tablefmt="github", disable_numparse=True, colalign=align)
+
+
+def _matrix(grid: list, places, show, field: str) -> str:
+    rows, alphabets = (list(dict.fromkeys(getattr(c, f) for c in grid if c.quant)) for f in ("row", "alphabet"))
+    if field in ("layer_error", "seconds"):  # of the layers alone, which norm tuning leaves as they are
+        rows = [row for row in rows if not row.endswith(TUNED)]
+    body = [[row, *(show(places[row, a]) if (row, a) in places else MISSING for a in alphabets)] for row in rows]
+    return _github(["method", *(f"{a} bit" for a in alphabets)], body)
+
+
+def _published(published: list[tuple], places) -> str:
+    """Published next to measured; what was not run is a dash."""
+    body = []
+    for row, alphabet, value in published:
+        measured, difference = MISSING, MISSING
+        if results := places.get((row, alphabet)):
+            measured, difference = _top1(results), f"{_mean(results, 'top1') - value:+.2f}"
+        body.append([row, alphabet, f"{value:.2f}", measured, difference])
+    return _github(["method", "bits", "paper", "measured", "difference"], body)
+
+
+def markdown(grid: list, results: list[dict], published: list[tuple] = ()) -> str:
+    """The results as Markdown.
+
+    Args:
+      grid: the cells of the table (row, alphabet, quant), which give its rows and columns, run or not.
+      results: those there are.
+      published: (row, alphabet, top-1) of the paper, in percent; alphabet "" for the float model.
+    """
+    places = _by_place(results)
+    floats = [r for r in results if r["quant"] is None]
+    reference = floats[0]["top1"] if floats else float("nan")
+    seeds = max(map(len, places.values()), default=1)
+    spread = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "± binomial standard error"
+    shown = f"{_top1(floats)}, {floats[0]['count']} test images" if floats else MISSING
+    tables = [
+        (f"Top-1 in percent, {spread}; float model {shown}", "top1", _top1),
+        ("Change of top-1 against the float model", "top1", lambda rs: f"{_mean(rs, 'top1') - reference:+.2f}"),
+        (
+            "Relative output error ‖XW − X̃Ŵ‖²/‖XW‖², mean over the layers, each on the inputs it was calibrated on",
+            "layer_error",
+            lambda rs: f"{_mean(rs, 'layer_error'):.2e}",
+        ),
+        (
+            "Relative error of the test images' logits against the float model's",
+            "logit_error",
+            lambda rs: f"{_mean(rs, 'logit_error'):.2e}",
+        ),
+        (
+            "Seconds for Gram statistics and solve, compilation included (a row's first alphabet compiles for all)",
+            "seconds",
+            lambda rs: f"{_mean(rs, 'seconds'):.1f}",
+        ),
+    ]
+    parts = [f"{title}\n\n{_matrix(grid, places, show, field)}\n" for title, field, show in tables]
+    if published:
+        parts.insert(0, f"Top-1, published and measured\n\n{_published(published, places | {('Float', ''): floats})}\n")
+    return "\n".join(parts)
 
 
 def write_csv(results: list[dict], path: Path) -> None:
     """One line per result."""
-    columns = ("row", "alphabet", "top1", "top1_stderr", "top5", "count", "layer_error", "logit_error", "seconds")
+    columns = ["row", "alphabet", "seed", "calibration_images", "top1", "top1_stderr", "top5", "count"]
+    columns += ["layer_error", "logit_error", "seconds"]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="")
         writer.writeheader()
@@ -52,18 +107,23 @@ def write_csv(results: list[dict], path: Path) -> None:
 
 
 def plot(results: list[dict], path: Path) -> None:
-    """Top-1 against the alphabet's bits, one line per row, the float model dashed."""
-    rows, alphabets, by_cell = _grid(results)
-    reference = next(r for r in results if r["quant"] is None)
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    """Top-1 against the alphabet, one line per row, the float model dashed, norm tuning dotted."""
+    places = _by_place(results)
+    rows, alphabets = (list(dict.fromkeys(place[i] for place in places)) for i in (0, 1))
+    figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    for row, marker in zip(rows, "osv^DPX*<>phd8" * len(rows), strict=False):
-        points = [(i, by_cell[row, a]["top1"]) for i, a in enumerate(alphabets) if (row, a) in by_cell]
-        axes.plot(*zip(*points, strict=True), marker=marker, label=row, alpha=0.85)
-    axes.axhline(reference["top1"], color="black", linestyle="--", linewidth=1, label="Float")
+    count = max((r["count"] for r in results), default=0)
+    bases = list(dict.fromkeys(row.removesuffix(TUNED) for row in rows))
+    for row in rows:
+        look = bases.index(row.removesuffix(TUNED))
+        points = [(i, _mean(places[row, a], "top1")) for i, a in enumerate(alphabets) if (row, a) in places]
+        style = dict(color=f"C{look % 10}", marker="osv^DPX*<>phd8"[look % 14], alpha=0.85)
+        axes.plot(*zip(*points, strict=True), label=row, linestyle=":" if row.endswith(TUNED) else "-", **style)
+    for reference in (r for r in results if r["quant"] is None):
+        axes.axhline(reference["top1"], color="black", linestyle="--", linewidth=1, label="Float")
     axes.xaxis.set_major_locator(FixedLocator(range(len(alphabets))))
     axes.set_xticklabels(alphabets)
-    axes.set(xlabel="bits per weight", ylabel=f"top-1 on {reference['count']} test images (%)")
+    axes.set(xlabel="bits per weight", ylabel=f"top-1 on {count} test images (%)")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(fontsize="small")
     figure.savefig(path, dpi=150)

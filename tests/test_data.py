@@ -57,6 +57,14 @@ def test_images_are_decoded_in_order_whatever_the_threads(pictures):
     assert one.images_per_second > 0 and one.count == 30
 
 
+def test_cached_images_are_read_once(pictures, monkeypatch):
+    batches = Batches("image_folder", "train", 8, cache=True, **pictures)
+    first = whole(batches)
+    monkeypatch.setattr(batches, "_source", None)
+    for before, after in zip(first, whole(batches), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
 def test_abandoned_iteration_leaves_no_threads(pictures):
     import threading
 

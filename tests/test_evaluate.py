@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from beacon_jax import evaluate
+from beacon_jax.evaluate import logits_of
 
 
 def batches(rng, sizes, classes=7):
@@ -18,7 +19,7 @@ def test_counts_and_masks_the_last_batch(rng):
         shapes.add(x.shape)
         return x
 
-    result = evaluate(predict, data, reference=lambda x: 2 * x)
+    result = evaluate(predict, data, reference=logits_of(lambda x: 2 * x, data))
     logits, labels = (np.concatenate([b[k] for b in data]) for k in ("image", "label"))
     ranks = (logits > logits[np.arange(19), labels][:, None]).sum(1)
     assert result.count == 19 and shapes == {(8, 7)}
@@ -40,7 +41,7 @@ def test_padding_does_not_count_even_if_it_breaks_the_model(rng):
         return jnp.asarray(x) / jnp.std(x, axis=1, keepdims=True)
 
     assert np.isnan(predict(np.zeros((1, 7)))).all()
-    result = evaluate(predict, data, reference=predict)
+    result = evaluate(predict, data, reference=logits_of(predict, data))
     assert result.logit_error == 0 and result.count == 11
 
 
@@ -53,3 +54,7 @@ def test_errors(rng):
         evaluate(lambda x: x * np.nan, batches(rng, (8, 3)))
     with pytest.raises(ValueError, match="a batch of 9 follows a first batch of 8"):
         evaluate(lambda x: x, batches(rng, (8, 9)))
+    data = list(batches(rng, (8, 3)))
+    for other in (data[:1], data[::-1]):
+        with pytest.raises(ValueError, match="the reference logits are not those of these batches"):
+            evaluate(lambda x: x, data, reference=[b["image"] for b in other])

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from configs import digits
-from experiments import common, render, tables
+from experiments import common, grid, render, results
+from experiments.experiment import Experiment
+from experiments.grid import TUNED
 
 SMALL = ("--config.data.calibration_images=16", "--config.data.test_images=100", "--config.data.batch_size=64")
 
@@ -32,25 +34,55 @@ def test_table_is_resumed_and_rendered(tmp_path):
     arguments = (
         *SMALL,
         f"--config.out={tmp_path}",
-        "--config.table.alphabets=('2','3')",
+        "--config.table.alphabets=('2',)",
         "--config.table.rows=('rtn','comq')",
+        "--config.norm_tuning.enabled=True",
+        "--config.norm_tuning.steps=4",
     )
     first = run("tables", *arguments)
     assert "5 of 5 results computed" in first
     lines = (tmp_path / "results.jsonl").read_text().splitlines()
-    results = [json.loads(line) for line in lines]
-    assert [(r["row"], r["alphabet"]) for r in results] == [
-        ("Float", ""), ("RTN", "2"), ("RTN", "3"), ("COMQ", "2"), ("COMQ", "3")]  # fmt: skip
-    assert all(len(r["layers"]) == 16 and r["count"] == 100 for r in results[1:])
+    found = [json.loads(line) for line in lines]
+    assert [r["row"] for r in found] == ["Float", "RTN", "RTN" + TUNED, "COMQ", "COMQ" + TUNED]
+    assert all(len(r["layers"]) == 16 and r["count"] == 100 for r in found[1::2])
+    assert all(r["tuned"]["after"] <= r["tuned"]["before"] for r in found[2::2])
     rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
-    np.testing.assert_allclose([float(r["top1"]) for r in rows], [r["top1"] for r in results])
+    np.testing.assert_allclose([float(r["top1"]) for r in rows], [r["top1"] for r in found])
     assert (tmp_path / "top1.png").read_bytes().startswith(b"\x89PNG")
+    assert not any((tmp_path / "layers").iterdir())
     # Killed while the last line was written: that cell alone is computed again, to the same numbers.
     (tmp_path / "results.jsonl").write_text("\n".join(lines[:4]) + "\n" + lines[4][:50])
     assert "1 of 5 results computed" in run("tables", *arguments)
     again = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    deterministic = ("row", "alphabet", "key", "top1", "top5", "layer_error", "logit_error")
-    assert [[r.get(k) for k in deterministic] for r in again] == [[r.get(k) for k in deterministic] for r in results]
+    deterministic = ("row", "alphabet", "key", "top1", "top5", "layer_error", "logit_error", "tuned")
+    assert [[r.get(k) for k in deterministic] for r in again] == [[r.get(k) for k in deterministic] for r in found]
+
+
+def test_a_killed_table_keeps_its_layers(tmp_path):
+    config = digits_config()
+    config.data.update(calibration_images=16, test_images=100, batch_size=64)
+    experiment = Experiment(config)
+    cell = grid.cells(config, experiment.checkpoint)[1]
+    store = results.LayerStore(tmp_path / "layers")
+
+    class Killed(BaseException):
+        pass
+
+    class Dying(results.LayerStore):
+        def save(self, report, matrix):
+            super().save(report, matrix)
+            if len(self.load()) == 6:
+                raise Killed
+
+    with pytest.raises(Killed):
+        experiment.quantize(cell, Dying(tmp_path / "layers"))
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "layers").iterdir()}
+    resumed, whole = experiment.quantize(cell, store), experiment.quantize(cell, results.LayerStore(tmp_path / "new"))
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
+    assert len(stamps) == 6 and all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
+    assert [r.output_error for r in resumed.reports] == [r.output_error for r in whole.reports]
+    store.clear()
+    assert not (tmp_path / "layers").exists() and store.load() == {}
 
 
 def test_quantize_writes_a_model_that_loads(tmp_path):
@@ -64,7 +96,7 @@ def test_quantize_writes_a_model_that_loads(tmp_path):
     params, layers = load_quantized(tmp_path / "quantized.safetensors")
     model = common.load_model(config)[0]
     result = evaluate(common.predictor(model)(params), common.test_batches(config))
-    assert len(layers) == 16 and result.top1 == pytest.approx(line["after"]["top1"])
+    assert len(layers) == 16 and result.top1 == pytest.approx(line["quantized"]["top1"])
 
 
 @pytest.mark.parametrize(
@@ -115,37 +147,94 @@ def test_converting_a_checkpoint(tmp_path):
         assert re.search(message, failed.stderr.splitlines()[-1])
 
 
-def test_unknown_row():
+def cells_of(**table):
     config = digits_config()
-    config.table.rows = ("rtn", "awq")
-    with pytest.raises(ValueError, match=r"unknown row 'awq' in config\.table\.rows; expected some of"):
-        tables.cells(config)
+    config.norm_tuning.enabled = table.pop("norm_tuning", False)
+    config.table.update(table)
+    return grid.cells(config, "digest")
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"rows": ("rtn", "awq")}, r"unknown row 'awq' in config\.table\.rows; expected some of"),
+        ({"alphabets": ("2", "9")}, "unknown alphabet '9'"),
+        ({"rows": ("beacon",), "sweeps": (3, -1)}, "sweeps must be an integer of at least 0, got -1"),
+    ],
+)
+def test_mistakes_in_a_table_are_found_before_it_runs(table, message):
+    with pytest.raises(ValueError, match=message):
+        cells_of(**table)
 
 
 def test_levels_of_ones_own_in_a_table():
+    assert [c.alphabet for c in cells_of(rows=("rtn",), alphabets=((-1, 0, 1), 2))] == ["", "-1,0,1", "2"]
+
+
+def test_axes_of_a_table():
+    cells = cells_of(rows=("rtn", "beacon"), alphabets=("2", "3"), sweeps=(1, 6), calibration_images=(64, 128))
+    assert list(dict.fromkeys(c.row for c in cells)) == [
+        "Float", "RTN, 64 images", "RTN, 128 images",
+        "Beacon w/o E.C., K = 1, 64 images", "Beacon w/o E.C., K = 1, 128 images",
+        "Beacon w/o E.C., K = 6, 64 images", "Beacon w/o E.C., K = 6, 128 images"]  # fmt: skip
+    assert len({c.key for c in cells}) == len(cells) == 13
+    assert [c.quant["options"]["sweeps"] for c in cells if c.row.endswith("6 sweeps, 64 images")] == [6, 6]
+    at = cells_of(rows=("beacon", "comq"), alphabets=("1.58", 3, "4"), sweeps_at=(("3", 5), (4, 4)))
+    assert [c.quant["options"]["sweeps"] for c in at[1:]] == [None, 5, 4, None, None, None]
+
+
+def test_tuned_cells_share_the_quantized_model_and_files_may_move():
+    before, after = cells_of(rows=("rtn",), alphabets=("2",), seeds=(3,), norm_tuning=True)[1:]
+    assert after.row == before.row + TUNED and (before.tuning, before.seed, after.seed) == (None, 3, 3)
+    assert before.quant_key == after.quant_key == before.key != after.key
     config = digits_config()
-    config.table.rows, config.table.alphabets = ("rtn",), ((-1, 0, 1), 2)
-    assert [cell["alphabet"] for cell in tables.cells(config)] == ["", "-1,0,1", "2"]
+    config.data.workers, config.out, config.model.checkpoint = 5, "elsewhere", "moved"
+    assert grid.cells(config, "digest")[1].key == cells_of()[1].key
+    assert grid.cells(config, "other")[1].key != cells_of()[1].key
 
 
 def test_a_damaged_line_is_named(tmp_path):
     (tmp_path / "results.jsonl").write_text('{"key": "a"}\n\n{"key": "b"}\n')
     with pytest.raises(ValueError, match=r"line 2 of .* is not a result of this script"):
-        tables.read_results(tmp_path / "results.jsonl")
+        results.read_results(tmp_path / "results.jsonl")
 
 
-def test_a_missing_cell_is_a_dash():
+def result(row, alphabet, top1, **more):
     base = dict(top1_stderr=0.5, count=100, layer_error=0.1, logit_error=0.1, seconds=1.0)
-    results = [
-        dict(base, row="Float", alphabet="", quant=None, top1=98.0),
-        dict(base, row="RTN", alphabet="2", quant={}, top1=90.0),
-        dict(base, row="COMQ", alphabet="3", quant={}, top1=97.0),
+    return dict(base, row=row, alphabet=alphabet, quant={} if alphabet else None, top1=top1, **more)
+
+
+def table(markdown, title):
+    """The cells of the table under a title, without its header."""
+    lines = markdown[markdown.index(title) :].split("\n\n")[1].splitlines()[2:]
+    return [[c.strip() for c in line.split("|")[1:-1]] for line in lines]
+
+
+def test_what_was_not_run_is_a_dash():
+    cells = cells_of(rows=("rtn", "comq"), alphabets=("2", "3"), norm_tuning=True)
+    found = [result("Float", "", 98.0), result("RTN", "2", 90.0), result("COMQ", "3", 97.0)]
+    published = [("Float", "", 98.5), ("RTN", "2", 91.25), ("RTN", "3", 95.0)]
+    markdown = render.markdown(cells, found, published)
+    assert table(markdown, "Top-1 in percent, ± binomial standard error; float model 98.00 ± 0.50, 100 test") == [
+        ["RTN", "90.00 ± 0.50", "–"], ["RTN" + TUNED, "–", "–"],
+        ["COMQ", "–", "97.00 ± 0.50"], ["COMQ" + TUNED, "–", "–"]]  # fmt: skip
+    assert table(markdown, "Change of top-1")[0] == ["RTN", "-8.00", "–"]
+    assert [row[0] for row in table(markdown, "Relative output error")] == ["RTN", "COMQ"]
+    assert table(markdown, "published and measured") == [
+        ["Float", "", "98.50", "98.00 ± 0.50", "-0.50"],
+        ["RTN", "2", "91.25", "90.00 ± 0.50", "-1.25"],
+        ["RTN", "3", "95.00", "–", "–"],
     ]
-    top1 = render.markdown(results).splitlines()[2:6]
-    assert [[c.strip() for c in line.split("|")[1:-1]] for line in top1[2:]] == [
-        ["RTN", "90.00 (-8.00)", "–"],
-        ["COMQ", "–", "97.00 (-1.00)"],
-    ]
+    assert "published" not in render.markdown(cells, found)
+    assert table(render.markdown(cells, []), "Top-1 in percent")[0] == ["RTN", "–", "–"]
+
+
+def test_several_seeds_give_mean_and_standard_deviation():
+    cells = cells_of(rows=("rtn",), alphabets=("2",), seeds=(0, 1, 2))
+    found = [result("Float", "", 98.0), *(result("RTN", "2", top1) for top1 in (90.0, 92.0, 94.0))]
+    markdown = render.markdown(cells, found)
+    assert table(markdown, "Top-1 in percent, mean ± standard deviation of 3 seeds") == [["RTN", "92.00 ± 2.00"]]
+    assert table(markdown, "Change of top-1") == [["RTN", "-6.00"]]
 
 
 @pytest.mark.slow

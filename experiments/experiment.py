@@ -1,0 +1,91 @@
+"""One cell of a table, from the config to its result."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+from tqdm import tqdm
+
+from beacon_jax import QuantizedModel, QuantSpec, evaluate, quantize_model
+from beacon_jax.evaluate import Evaluation, logits_of
+from beacon_jax.norm_tuning import NormTuning, TunedNorms, tune_norms
+from experiments import common
+from experiments.grid import Cell
+from experiments.results import LayerStore
+
+
+class Experiment:
+    """The float model and the data of a config, and what is done with them for one cell of a table."""
+
+    def __init__(self, config):
+        self.config = config
+        self.model, self.params = common.load_model(config)
+        self.predict = common.predictor(self.model)
+        self.test = common.test_batches(config)
+        with open(config.model.checkpoint, "rb") as file:
+            self.checkpoint = hashlib.file_digest(file, "sha256").hexdigest()
+
+    @functools.cached_property
+    def float_logits(self) -> list:
+        """The float model's logits of the test images."""
+        return logits_of(
+            self.predict(self.params), tqdm(self.test, desc="float model", unit="batch", leave=False, disable=None)
+        )
+
+    def quantize(self, cell: Cell, store: LayerStore) -> QuantizedModel:
+        """Quantizes as the cell says; layers go into the store as they are done, and those in it are not done again."""
+        spec, finished = QuantSpec.from_dict(cell.quant), store.load()
+        drawn = common.batches(self.config, "train", count=cell.calibration_images, seed=cell.seed)
+        images = (batch["image"] for batch in drawn)
+        with tqdm(desc="layers", unit="layer", initial=len(finished), leave=False, disable=None) as bar:
+
+            def on_layer(report, matrix, total):
+                store.save(report, matrix)
+                bar.total = total
+                bar.update()
+
+            return quantize_model(self.model, self.params, images, spec, finished=finished, on_layer=on_layer)
+
+    def tune(self, cell: Cell, params) -> TunedNorms:
+        """Tunes the normalization layers as the cell says."""
+        fields = dict(cell.tuning)
+        images, batch_size = fields.pop("images") or cell.calibration_images, fields.pop("batch_size")
+        tuning = NormTuning(**fields)
+        batches = common.batches(self.config, "train", count=images, seed=cell.seed, batch_size=batch_size, cache=True)
+        with tqdm(desc="norm tuning", unit="step", total=tuning.steps, leave=False, disable=None) as bar:
+
+            def on_step(_step, loss):
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.3g}")
+
+            apply, reference = common.apply_function(self.model), self.predict(self.params)
+            return tune_norms(apply, params, reference, batches, tuning, on_step=on_step)
+
+    def evaluate(self, params) -> Evaluation:
+        """Accuracy on the test images, and the error of the logits against the float model's."""
+        batches = tqdm(self.test, desc="evaluate", unit="batch", leave=False, disable=None)
+        return evaluate(self.predict(params), batches, reference=self.float_logits)
+
+    def results(self, group: list[Cell], store: LayerStore) -> Iterator[dict]:
+        """Yields the result of every cell of a group that shares one quantized model."""
+        quantized, about = self.params, {}
+        if group[0].quant is not None:
+            done = self.quantize(group[0], store)
+            quantized, reports = done.params, done.reports
+            about = dict(  # of the layers, which norm tuning leaves as they are
+                layer_error=float(np.mean([report.output_error for report in reports])),
+                seconds=sum(report.gram_seconds + report.solve_seconds for report in reports),
+                layers=[dataclasses.asdict(report) for report in reports],
+            )
+        for cell in group:
+            result, params = dataclasses.asdict(cell), quantized
+            if cell.tuning is None:
+                result |= about
+            else:
+                tuned = self.tune(cell, quantized)
+                params = tuned.params
+                result["tuned"] = tuned.summary()
+            evaluation = self.evaluate(params)
+            yield {**result, **dataclasses.asdict(evaluation), "top1_stderr": evaluation.top1_stderr}

@@ -1,0 +1,114 @@
+"""The cells of a table, from its config: which there are, and a fingerprint of all that decides each one's result."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from beacon_jax import QuantSpec
+from beacon_jax.norm_tuning import NormTuning
+from beacon_jax.quant.alphabets import make_alphabet
+
+TUNED = " + norm tuning"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One result of a table.
+
+    `row` is its title; the float model's cell has no alphabet and no quant. `key` is the fingerprint of its result, and
+    `quant_key` that of the quantized model, which cells before and after norm tuning share.
+    """
+
+    row: str
+    alphabet: str
+    seed: int
+    calibration_images: int
+    quant: dict | None
+    tuning: dict | None
+    key: str
+    quant_key: str
+
+
+def cells(config: ConfigDict, checkpoint: str) -> list[Cell]:
+    """Every cell of the table, the float model first; `checkpoint` is the digest of the float parameters' file.
+
+    Raises:
+      ValueError: an unknown row, alphabet or option; every such mistake is found before the first cell runs.
+    """
+    table = config.table
+    tunings = [None, norm_tuning_fields(config)] if config.norm_tuning.enabled else [None]
+    sizes = tuple(table.calibration_images) or (config.data.calibration_images,)
+    alphabets = [alphabet_name(alphabet) for alphabet in table.alphabets]
+    grid = [_cell(config, checkpoint, "Float", "", 0, 0, None, None)]
+    for (title, row), size, tuning in itertools.product(_rows(config), sizes, tunings):
+        title += f", {size} images" if len(sizes) > 1 else ""
+        title += TUNED if tuning else ""
+        for alphabet, seed in itertools.product(alphabets, tuple(table.seeds) or (config.seed,)):
+            quant = {**config.quant.to_dict(), **row, "alphabet": alphabet}
+            quant["options"] = _own_sweeps(table, quant, alphabet)
+            QuantSpec.from_dict(quant)
+            grid.append(_cell(config, checkpoint, title, alphabet, seed, size, quant, tuning))
+    return grid
+
+
+def single_cell(config: ConfigDict, checkpoint: str) -> Cell:
+    """The one cell that config.quant and config.norm_tuning describe."""
+    quant = config.quant.to_dict()
+    QuantSpec.from_dict(quant)
+    tuning = norm_tuning_fields(config) if config.norm_tuning.enabled else None
+    count = config.data.calibration_images
+    return _cell(config, checkpoint, quant["method"], str(quant["alphabet"]), config.seed, count, quant, tuning)
+
+
+def _rows(config: ConfigDict):
+    """(title, fields of its QuantSpec) of every row, one for each number of sweeps where the method makes sweeps."""
+    for name in config.table.rows:
+        if name not in config.rows:
+            raise ValueError(f"unknown row {name!r} in config.table.rows; expected some of {', '.join(config.rows)}")
+        row = config.rows[name].to_dict()
+        title = row.pop("title")
+        if not config.table.sweeps or row["method"] not in ("beacon", "comq"):
+            yield title, row
+            continue
+        for sweeps in config.table.sweeps:
+            yield f"{title}, K = {sweeps}", {**row, "options": {**row["options"], "sweeps": sweeps}}
+
+
+def _own_sweeps(table, quant: dict, alphabet: str) -> dict:
+    """The row's options, with the number of sweeps that table.sweeps_at gives Beacon at this alphabet."""
+    at = {alphabet_name(name): sweeps for name, sweeps in table.sweeps_at}
+    if quant["method"] == "beacon" and quant["options"]["sweeps"] is None and alphabet in at:
+        return {**quant["options"], "sweeps": at[alphabet]}
+    return quant["options"]
+
+
+def alphabet_name(alphabet) -> str:
+    """The name under which a table shows an alphabet given by name, number or levels."""
+    name = str(alphabet) if np.isscalar(alphabet) else ",".join(f"{level:g}" for level in alphabet)
+    make_alphabet(name)
+    return name
+
+
+def norm_tuning_fields(config: ConfigDict) -> dict:
+    """config.norm_tuning, checked: the fields of NormTuning, images and batch_size."""
+    fields = config.norm_tuning.to_dict()
+    del fields["enabled"]
+    options = {key: value for key, value in fields.items() if key not in ("images", "batch_size")}
+    NormTuning(**options)
+    return fields
+
+
+def _cell(config, checkpoint, row, alphabet, seed, calibration_images, quant, tuning) -> Cell:
+    images = {k: v for k, v in config.data.to_dict().items() if k not in ("calibration_images", "workers", "cache")}
+    decides = dict(data=images, model=config.model.name, params=checkpoint, quant=quant)
+    decides |= dict(seed=seed, calibration_images=calibration_images)
+    quant_key, key = (_digest({**decides, "tuning": t}) for t in (None, tuning))
+    return Cell(row, alphabet, seed, calibration_images, quant, tuning, key, quant_key)
+
+
+def _digest(decides: dict) -> str:
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]

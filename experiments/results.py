@@ -1,0 +1,55 @@
+"""What a run leaves behind, to go on from after it was stopped: result lines, and the layers of unfinished cells."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+from absl import logging
+
+from beacon_jax import LayerReport
+from beacon_jax.checkpoint import load_layer, save_layer
+
+
+def read_results(path: Path) -> dict[str, dict]:
+    """{key: result} from JSON lines. A last line cut short by an interruption is dropped from the file."""
+    if not path.exists():
+        return {}
+    *complete, rest = path.read_text().split("\n")
+    if rest:
+        logging.warning("%s ends in an unfinished line, which is dropped", path)
+        repaired = path.with_name(path.name + ".partial")
+        repaired.write_text("".join(line + "\n" for line in complete))
+        repaired.replace(path)
+    results = {}
+    for number, line in enumerate(complete, 1):
+        try:
+            result = json.loads(line)
+            results[result["key"]] = result
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"line {number} of {path} is not a result of this script; remove it to go on") from error
+    return results
+
+
+class LayerStore:
+    """The finished layers of one quantized model, each in a file of `folder`."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def save(self, report: LayerReport, matrix) -> None:
+        """Keeps a layer; the file appears in one atomic step."""
+        name = report.layer.replace("/", ".") + ".safetensors"
+        save_layer(self._folder / name, matrix, dataclasses.asdict(report))
+
+    def load(self) -> dict[str, tuple]:
+        """{layer name: (report, quantized kernel)} of all that is kept."""
+        finished = {}
+        for path in sorted(self._folder.glob("*.safetensors")):
+            matrix, report = load_layer(path)
+            finished[report["layer"]] = LayerReport(**{**report, "shape": tuple(report["shape"])}), matrix
+        return finished
+
+    def clear(self) -> None:
+        """Deletes the layers, once the results that need them are written."""
+        shutil.rmtree(self._folder, ignore_errors=True)
