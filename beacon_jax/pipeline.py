@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import flax.linen as nn
@@ -70,19 +70,22 @@ def quantize_model(
     spec: QuantSpec,
     *,
     finished: Mapping[str, tuple[LayerReport, QuantizedMatrix]] | None = None,
+    float_stats: MutableMapping[str, GramStats] | None = None,
     on_layer: Callable[[LayerReport, QuantizedMatrix, int], None] | None = None,
 ) -> QuantizedModel:
     """Quantizes the nn.Dense kernels of a Linen model.
 
     Args:
       model: any Linen module that maps one array to another, without nn.scan or nn.remat. One with a `stages` method
-        (see models/stages.py) is quantized stage by stage, and each stage runs once per layer in it; any other counts
-        as one stage.
+        (see models/stages.py) is quantized stage by stage, and each stage runs once per layer in it (once for all of
+        them where calibrate_on is "float"); any other counts as one stage.
       params: its parameters, a nested dict or FrozenDict; not modified.
       batches: calibration inputs (B, …), read once.
       spec: what to quantize and how.
       finished: {layer name: (report, result)} of an earlier run with the same arguments that was stopped (see
         `checkpoint.save_layer`): these layers are taken as they are.
+      float_stats: {layer name: statistics} of the float model, used where there and added where not, for runs that
+        differ in method, alphabet or options but not in model and calibration inputs. Only for calibrate_on "float".
       on_layer: called with each layer's report, its result, and the number of layers in all, as soon as it is done;
         not for layers finished before.
 
@@ -97,30 +100,29 @@ def quantize_model(
         shapes = _read_batches(batches, streams)
         found = find_layers(stages, params, shapes)
         plan = spec.plan(list(found))
+        layers = {name: found[name] for name in plan}
         if not spec.allow_few_rows:
             images = sum(shape[0] * n for (shape, _), n in shapes.items())
-            check_rows({name: found[name] for name in plan}, images)
+            check_rows(layers, images)
         _check_finished(finished, plan, found)
         result = QuantizedModel(jax.tree.map(lambda a: a, params), {}, [])
         trees = [params if which == "float" else result.params for which in _stream_names(spec)]
-        last = max((found[name].stage for name in plan if name not in finished), default=-1)
-        for i, stage in enumerate(stages):
-            for name in (name for name in plan if found[name].stage == i):
-                if name in finished:
-                    report, matrix = finished[name]
-                else:
-                    own = [stage.select(tree) for tree in trees]
-                    collect = functools.partial(_collect, stage, found[name], own, streams)
-                    report, matrix = _quantize_layer(name, params, plan[name], collect)
-                layer = subtree(result.params, name)
-                layer["kernel"] = matrix.dequantize().astype(layer["kernel"].dtype)
-                result.layers[name] = matrix
-                result.reports.append(report)
-                if on_layer is not None and name not in finished:
-                    on_layer(report, matrix, len(plan))
-            if i < last:
-                for tree, stream in zip(trees, streams, strict=True):
-                    stream.advance(functools.partial(_run_stage, stage, stage.select(tree)))
+        known = dict(float_stats or {}) if spec.calibrate_on == "float" else {}
+        wanted = {name: layer for name, layer in layers.items() if name not in finished and name not in known}
+        for name, stats, seconds in _calibrate(stages, layers, wanted, trees, streams, spec):
+            if name in finished:
+                report, matrix = finished[name]
+            else:
+                stats = known.get(name, stats)
+                report, matrix = _quantize_layer(name, params, plan[name], stats, seconds)
+                if float_stats is not None and spec.calibrate_on == "float":
+                    float_stats[name] = stats
+            layer = subtree(result.params, name)
+            layer["kernel"] = matrix.dequantize().astype(layer["kernel"].dtype)
+            result.layers[name] = matrix
+            result.reports.append(report)
+            if on_layer is not None and name not in finished:
+                on_layer(report, matrix, len(plan))
         return result
 
 
@@ -159,20 +161,48 @@ def _check_finished(finished, plan: dict[str, LayerPlan], found: dict[str, Layer
             raise ValueError(f"the finished layer {name} ({given}) does not fit this model and spec ({expected})")
 
 
-def _collect(stage: Stage, layer: Layer, sources: list[Any], streams: list[ActivationStream]) -> GramStats:
-    """Runs the streams through the stage, each on its source of parameters, and returns the layer's statistics."""
-    stats = GramStats.zeros(layer.shape[0])
-    for batches in zip(*streams, strict=True):
-        stats = _add_batch(stage, layer.local, stats, sources, batches)
-    return stats
+def _calibrate(
+    stages: list[Stage],
+    layers: dict[str, Layer],
+    wanted: dict[str, Layer],
+    trees: list[Any],
+    streams: list[ActivationStream],
+    spec: QuantSpec,
+) -> Iterator[tuple[str, GramStats | None, float]]:
+    """Yields (layer name, its statistics or None where they are not wanted, seconds) in the order of the layers.
+
+    A layer's statistics are collected when it is asked for, on the parameters that `trees` hold by then: those of the
+    quantized model carry the quantization of all layers before it.
+    """
+    last = max((layer.stage for layer in wanted.values()), default=-1)
+    for i, stage in enumerate(stages):
+        names = [name for name, layer in layers.items() if layer.stage == i]
+        # Float inputs do not change as layers are quantized, so one pass serves all layers of the stage.
+        for group in [names] if spec.calibrate_on == "float" else [[name] for name in names]:
+            locals_ = {wanted[name].local: wanted[name].shape[0] for name in group if name in wanted}
+            start = time.perf_counter()
+            collected = _collect(stage, locals_, [stage.select(tree) for tree in trees], streams)
+            seconds = (time.perf_counter() - start) / max(len(locals_), 1)
+            for name in group:
+                yield name, collected.pop(layers[name].local, None), seconds if name in wanted else 0.0
+        if i < last:
+            for tree, stream in zip(trees, streams, strict=True):
+                stream.advance(functools.partial(_run_stage, stage, stage.select(tree)))
 
 
-def _quantize_layer(name: str, params: Any, plan: LayerPlan, collect: Callable[[], GramStats]):
+def _collect(stage: Stage, widths: dict[str, int], sources: list[Any], streams: list[ActivationStream]):
+    """Runs the streams through the stage, each on its source of parameters: the statistics of some of its layers."""
+    stats = {local: GramStats.zeros(width) for local, width in widths.items()}
+    if stats:
+        with lifted_layers_refused():
+            for batches in zip(*streams, strict=True):
+                stats = _add_batch(stage, stats, sources, batches)
+    return jax.block_until_ready(stats)
+
+
+def _quantize_layer(name: str, params: Any, plan: LayerPlan, stats: GramStats, gram_seconds: float):
     kernel = subtree(params, name)["kernel"]
     start = time.perf_counter()
-    with lifted_layers_refused():
-        stats = jax.block_until_ready(collect())
-    middle = time.perf_counter()
     try:
         matrix = METHODS[plan.method](kernel, stats, plan.alphabet, **plan.options)
     except ValueError as error:
@@ -190,8 +220,8 @@ def _quantize_layer(name: str, params: Any, plan: LayerPlan, collect: Callable[[
         min_cosine=float(cosine.min()),
         dead=int(stats.dead.sum()),
         rows=int(stats.count),
-        gram_seconds=middle - start,
-        solve_seconds=end - middle,
+        gram_seconds=gram_seconds,
+        solve_seconds=end - start,
         **{key: float(matrix.info[field].mean()) for key, field in _OPTIONAL.items() if field in matrix.info},
     )
     return report, matrix
@@ -200,13 +230,13 @@ def _quantize_layer(name: str, params: Any, plan: LayerPlan, collect: Callable[[
 _OPTIONAL = {"sweeps": "sweeps", "fixed_points": "fixed_point"}
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=2)
-def _add_batch(stage, local, stats, sources, batches):
-    """Adds a batch to the layer's statistics. Only the layer's input is asked for, so XLA drops what lies behind it."""
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _add_batch(stage, stats, sources, batches):
+    """Adds a batch to the layers' statistics. Only their inputs are asked for, so XLA drops what lies behind them."""
     captured = [
         apply_with_inputs(stage.module, params, x, stage.method)[1] for params, x in zip(sources, batches, strict=True)
     ]
-    return stats.update(*(inputs[local] for inputs in captured))
+    return {local: own.update(*(inputs[local] for inputs in captured)) for local, own in stats.items()}
 
 
 _run_stage = jax.jit(run_stage, static_argnums=0)

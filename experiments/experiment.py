@@ -24,6 +24,7 @@ class Experiment:
         self.model, self.params = common.load_model(config)
         self.predict = common.predictor(self.model)
         self.test = common.test_batches(config)
+        self._float_stats: dict[tuple[int, int], dict] = {}
         with open(config.model.checkpoint, "rb") as file:
             self.checkpoint = hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -37,6 +38,9 @@ class Experiment:
     def quantize(self, cell: Cell, store: LayerStore) -> QuantizedModel:
         """Quantizes as the cell says; layers go into the store as they are done, and those in it are not done again."""
         spec, finished = QuantSpec.from_dict(cell.quant), store.load()
+        # Rows calibrated on the float model share its statistics; those of other images are dropped.
+        drawn_by = cell.calibration_images, cell.seed
+        self._float_stats = {drawn_by: self._float_stats.get(drawn_by, {})}
         drawn = common.batches(self.config, "train", count=cell.calibration_images, seed=cell.seed)
         images = (batch["image"] for batch in drawn)
         with tqdm(desc="layers", unit="layer", initial=len(finished), leave=False, disable=None) as bar:
@@ -46,7 +50,8 @@ class Experiment:
                 bar.total = total
                 bar.update()
 
-            return quantize_model(self.model, self.params, images, spec, finished=finished, on_layer=on_layer)
+            shared = dict(finished=finished, float_stats=self._float_stats[drawn_by], on_layer=on_layer)
+            return quantize_model(self.model, self.params, images, spec, **shared)
 
     def tune(self, cell: Cell, params) -> TunedNorms:
         """Tunes the normalization layers as the cell says."""

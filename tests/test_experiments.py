@@ -52,7 +52,10 @@ def test_table_is_resumed_and_rendered(tmp_path):
     assert not any((tmp_path / "layers").iterdir())
     # Killed while the last line was written: that cell alone is computed again, to the same numbers.
     (tmp_path / "results.jsonl").write_text("\n".join(lines[:4]) + "\n" + lines[4][:50])
-    assert "1 of 5 results computed" in run("tables", *arguments)
+    rendered = run("tables", *arguments, "--render_only")
+    assert "0 of 5 results computed, 4 were there already, 1 missing" in rendered
+    assert re.search(r"COMQ \+ norm tuning +\| +– \|", rendered)
+    assert "1 of 5 results computed, 4 were there already, 0 missing" in run("tables", *arguments)
     again = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     deterministic = ("row", "alphabet", "key", "top1", "top5", "layer_error", "logit_error", "tuned")
     assert [[r.get(k) for k in deterministic] for r in again] == [[r.get(k) for k in deterministic] for r in found]
@@ -178,7 +181,7 @@ def test_axes_of_a_table():
         "Beacon w/o E.C., K = 1, 64 images", "Beacon w/o E.C., K = 1, 128 images",
         "Beacon w/o E.C., K = 6, 64 images", "Beacon w/o E.C., K = 6, 128 images"]  # fmt: skip
     assert len({c.key for c in cells}) == len(cells) == 13
-    assert [c.quant["options"]["sweeps"] for c in cells if c.row.endswith("6 sweeps, 64 images")] == [6, 6]
+    assert [c.quant["options"]["sweeps"] for c in cells if c.row.endswith("K = 6, 64 images")] == [6, 6]
     at = cells_of(rows=("beacon", "comq"), alphabets=("1.58", 3, "4"), sweeps_at=(("3", 5), (4, 4)))
     assert [c.quant["options"]["sweeps"] for c in at[1:]] == [None, 5, 4, None, None, None]
 

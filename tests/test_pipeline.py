@@ -232,6 +232,25 @@ def test_a_stopped_run_goes_on_with_the_layers_it_had(problem, seen, done):
     assert [r.layer for r in resumed.reports] == LAYERS and list(resumed.layers) == LAYERS
 
 
+def test_float_statistics_are_shared_between_runs(problem, seen):
+    params, batches = problem
+    shared = {}
+    spec = QuantSpec(method="spy", calibrate_on="float")
+    first = quantize_model(MODEL, params, batches, spec, float_stats=shared)
+    assert list(shared) == LAYERS
+    again = quantize_model(MODEL, params, batches[:1], spec, float_stats=shared)  # the batches are not needed again
+    alone = quantize_model(MODEL, params, batches, spec)
+    for one, two, three in zip(seen[:8], seen[8:16], seen[16:], strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, two)
+        jax.tree.map(np.testing.assert_array_equal, one, three)
+    jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
+    assert first.reports[3].gram_seconds > again.reports[3].gram_seconds == 0
+    jax.tree.map(np.testing.assert_array_equal, first.params, alone.params)
+    seen.clear()
+    quantize_model(MODEL, params, batches, QuantSpec(method="spy", calibrate_on="both"), float_stats=shared)
+    assert not np.array_equal(seen[-1].H, shared[LAYERS[-1]].H) and list(shared) == LAYERS
+
+
 def test_finished_layers_must_belong_to_the_run(problem):
     params, batches = problem
     whole = quantize_model(MODEL, params, batches, QuantSpec(method="rtn"))
