@@ -26,6 +26,7 @@ class Batches:
       count: images asked for.
       skipped: names of the unreadable images left out of the latest pass.
       images_per_second: over the latest complete pass, the reader's own time included; None before it.
+      waited: fraction of that time in which the reader waited for images; near 0 where the threads keep up.
     """
 
     def __init__(
@@ -89,18 +90,32 @@ class Batches:
         self._preset, self._normalization, self._skip = PRESETS[preset], normalization, on_unreadable == "skip"
         self.skipped: list[str] = []
         self.images_per_second: float | None = None
+        self.waited: float | None = None
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        start, read = time.perf_counter(), 0
+        start, waited, read = time.perf_counter(), 0.0, 0
         examples = self._readable_examples()
-        while batch := list(itertools.islice(examples, self._batch_size)):
+        while True:
+            asked = time.perf_counter()
+            batch = list(itertools.islice(examples, self._batch_size))
+            waited += time.perf_counter() - asked
+            if not batch:
+                break
             images, labels = zip(*batch, strict=True)
             self._check_shapes(images)
             read += len(batch)
             yield {"image": np.stack(images), "label": np.asarray(labels, np.int32)}
         if not read:
             raise ValueError(f"none of the {self.count} images can be decoded")
-        self.images_per_second = read / (time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        self.images_per_second, self.waited = read / seconds, waited / seconds
+
+    def summary(self) -> str:
+        """How the latest complete pass went, in words."""
+        if self.images_per_second is None:
+            return f"{self.count} images, not read"
+        read = f"{self.count - len(self.skipped)} images at {self.images_per_second:.0f} images/s"
+        return f"{read}, {self.waited:.0%} of the time waiting for them; {len(self.skipped)} unreadable ones skipped"
 
     def _readable_examples(self):
         self.skipped = []

@@ -14,12 +14,17 @@ _MISSING = object()
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Accuracies in percent over `count` images; `logit_error` is ‖logits − reference‖² / ‖reference‖² or None."""
+    """Accuracies in percent over `count` images, and what was compared with reference logits, None without any.
+
+    logit_error is ‖logits − reference‖² / ‖reference‖²; agreement is the percentage of images whose most likely class
+    is that of the reference, right or wrong.
+    """
 
     top1: float
     top5: float
     count: int
     logit_error: float | None = None
+    agreement: float | None = None
 
     @property
     def top1_stderr(self) -> float:
@@ -43,7 +48,7 @@ def evaluate(
     Raises:
       ValueError: no batches, logits that are not finite, labels outside the classes, or a reference of other batches.
     """
-    size, totals = None, np.zeros(5)
+    size, totals = None, np.zeros(6)
     references = itertools.repeat(None) if reference is None else iter(reference)
     for image, label, count in _padded(batches):
         size, target = len(label), next(references, _MISSING)
@@ -58,9 +63,9 @@ def evaluate(
         raise ValueError("no batches to evaluate on")
     if not np.isfinite(totals).all():
         raise ValueError("the model's logits are not all finite")
-    top1, top5, count, error, norm = totals
-    logit_error = None if reference is None else error / norm
-    return Evaluation(100 * top1 / count, 100 * top5 / count, int(count), logit_error)
+    top1, top5, count, error, norm, agreed = totals
+    compared = (None, None) if reference is None else (error / norm, 100 * agreed / count)
+    return Evaluation(100 * top1 / count, 100 * top5 / count, int(count), *compared)
 
 
 def logits_of(predict: Callable[[jax.Array], jax.Array], batches: Iterable[dict[str, np.ndarray]]) -> list[np.ndarray]:
@@ -91,8 +96,10 @@ def _count(logits, label, mask, target):
     # Rank of the label's logit. Equal logits (and NaN, which compares false) count against the model.
     rank = (~(logits < own)).sum(1) - 1
     if target is None:
-        error = norm = jnp.zeros(())
+        error = norm = agreed = jnp.zeros(())
     else:
+        agreed = ((logits.argmax(1) == target.argmax(1)) & mask).sum()
         error, norm = (jnp.sum(jnp.where(mask[:, None], jnp.square(x), 0)) for x in (logits - target, target))
     finite = jnp.where(jnp.isfinite(logits).all(1) | ~mask, 0, jnp.nan).sum()
-    return jnp.stack([((rank < 1) & mask).sum() + finite, ((rank < 5) & mask).sum(), mask.sum(), error, norm])
+    hits = [((rank < k) & mask).sum() for k in (1, 5)]
+    return jnp.stack([hits[0] + finite, hits[1], mask.sum(), error, norm, agreed])

@@ -93,4 +93,5 @@ class Experiment:
                 params = tuned.params
                 result["tuned"] = tuned.summary()
             evaluation = self.evaluate(params)
-            yield {**result, **dataclasses.asdict(evaluation), "top1_stderr": evaluation.top1_stderr}
+            result |= dataclasses.asdict(evaluation)
+            yield {**result, "top1_stderr": evaluation.top1_stderr, "unreadable": len(self.test.skipped)}

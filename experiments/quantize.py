@@ -47,6 +47,7 @@ def main(_):
     print(tabulate([[r[c] for c in _COLUMNS] for r in reports], headers=_COLUMNS, floatfmt=".4g"))
     shown = ", ".join(f"{name} {e.top1:.2f} ± {e.top1_stderr:.2f} %" for name, e in evaluations.items())
     print(f"top-1 of {evaluations['float'].count} test images: {shown}")
+    print(f"test data: {experiment.test.summary()}")
     save_quantized(out / "quantized.safetensors", params, quantized.layers)
     results = {name: dataclasses.asdict(evaluation) for name, evaluation in evaluations.items()}
     line = dict(config=config.to_dict(), **results, tuning=tuning, layers=reports)

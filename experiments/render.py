@@ -75,6 +75,11 @@ def markdown(grid: list, results: list[dict], published: list[tuple] = ()) -> st
         (f"Top-1 in percent, {spread}; float model {shown}", "top1", _top1),
         ("Change of top-1 against the float model", "top1", lambda rs: f"{_mean(rs, 'top1') - reference:+.2f}"),
         (
+            "Agreement: percentage of the test images with the float model's most likely class",
+            "agreement",
+            lambda rs: f"{_mean(rs, 'agreement'):.2f}",
+        ),
+        (
             "Relative output error ‖XW − X̃Ŵ‖²/‖XW‖², mean over the layers, each on the inputs it was calibrated on",
             "layer_error",
             lambda rs: f"{_mean(rs, 'layer_error'):.2e}",
@@ -99,7 +104,7 @@ def markdown(grid: list, results: list[dict], published: list[tuple] = ()) -> st
 def write_csv(results: list[dict], path: Path) -> None:
     """One line per result."""
     columns = ["row", "alphabet", "seed", "calibration_images", "top1", "top1_stderr", "top5", "count"]
-    columns += ["layer_error", "logit_error", "seconds"]
+    columns += ["agreement", "layer_error", "logit_error", "seconds"]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="")
         writer.writeheader()

@@ -58,6 +58,8 @@ def main(_):
     missing = sum(cell.key not in results for cell in grid)
     print(f"{todo} of {len(grid)} results computed, {len(grid) - todo - missing} were there already, {missing} missing")
     print(render_all(grid, results, config))
+    if todo:
+        print(f"test:  {experiment.test.summary()}")
     print(f"table: {out / 'table.md'} and {out / 'table.csv'}")
     print(f"plot:  {out / 'top1.png'}")
     print(f"lines: {out / 'results.jsonl'}")

@@ -1,4 +1,5 @@
 import io
+import re
 
 import numpy as np
 import pytest
@@ -54,7 +55,10 @@ def test_images_are_decoded_in_order_whatever_the_threads(pictures):
     assert labels.tolist() == [0] * 10 + [1] * 10 + [2] * 10
     np.testing.assert_array_equal(images, same)
     np.testing.assert_array_equal(images, whole(one)[0])  # a second pass
-    assert one.images_per_second > 0 and one.count == 30
+    assert one.images_per_second > 0 and one.count == 30 and 0 < one.waited <= 1
+    assert re.fullmatch(
+        r"30 images at \d+ images/s, \d+% of the time waiting .*; 0 unreadable ones skipped", one.summary()
+    )
 
 
 def test_cached_images_are_read_once(pictures, monkeypatch):
@@ -85,6 +89,7 @@ def test_unreadable_images(pictures):
     lenient = Batches("image_folder", "train", 8, on_unreadable="skip", **pictures)
     assert [len(b["label"]) for b in lenient] == [8, 8, 8, 4]
     assert lenient.skipped == ["train/b/01.jpg", "train/b/04.jpg"]
+    assert "28 images at" in lenient.summary() and "2 unreadable ones skipped" in lenient.summary()
     list(lenient)
     assert len(lenient.skipped) == 2
 

@@ -25,6 +25,11 @@ def test_counts_and_masks_the_last_batch(rng):
     assert result.count == 19 and shapes == {(8, 7)}
     np.testing.assert_allclose([result.top1, result.top5], [100 * np.mean(ranks < k) for k in (1, 5)])
     np.testing.assert_allclose(result.logit_error, 0.25, rtol=1e-6)
+    assert result.agreement == 100
+    other = evaluate(predict, data, reference=logits_of(lambda x: -2 * x, data))
+    assert other.agreement == 100 * np.mean(logits.argmax(1) == logits.argmin(1)) == 0
+    half = [np.where(np.arange(len(b["image"]))[:, None] % 2, b["image"], -b["image"]) for b in data]
+    assert evaluate(predict, data, reference=half).agreement == pytest.approx(100 * (4 + 4 + 1) / 19)
     np.testing.assert_allclose(result.top1_stderr, np.sqrt(result.top1 * (100 - result.top1) / 19))
 
 

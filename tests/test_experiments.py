@@ -203,7 +203,7 @@ def test_a_damaged_line_is_named(tmp_path):
 
 
 def result(row, alphabet, top1, **more):
-    base = dict(top1_stderr=0.5, count=100, layer_error=0.1, logit_error=0.1, seconds=1.0)
+    base = dict(top1_stderr=0.5, count=100, layer_error=0.1, logit_error=0.1, agreement=90.0, seconds=1.0)
     return dict(base, row=row, alphabet=alphabet, quant={} if alphabet else None, top1=top1, **more)
 
 
