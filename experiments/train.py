@@ -112,12 +112,9 @@ class Progress:
         self._path.unlink(missing_ok=True)
 
 
-def main(_):
-    config = common.get_config()
+def fit(config, progress: Progress):
+    """The trained parameters; goes on from where `progress` stands."""
     train = config.train
-    if not train.float_checkpoint:
-        raise ValueError("--config.train.float_checkpoint is empty: where should the parameters go?")
-    test = common.batches(config, "test")
     (batch,) = common.batches(config, "train", batch_size=10**9)
     images, labels = batch["image"], batch["label"]
     steps = len(labels) // train.batch_size
@@ -128,7 +125,6 @@ def main(_):
     params = jax.jit(model.init)(init_key, images[:1])["params"]
     optimizer = make_optimizer(train, params, steps)
     step = make_step(model, optimizer, train)
-    progress = Progress(Path(train.float_checkpoint + ".training"), config)
     params, state, done = progress.load(params, optimizer.init(params))
     with tqdm(desc="train", unit="step", initial=done, total=train.epochs * steps) as bar:
         for number in range(done, train.epochs * steps):
@@ -142,10 +138,22 @@ def main(_):
                 bar.set_postfix(loss=f"{loss:.3f}")
             if (number + 1) % train.save_every == 0:
                 progress.save(params, state, number + 1)
-    result = evaluate(common.predictor(model)(params), test)
-    checkpoint.save_params(train.float_checkpoint, params)
+    return params
+
+
+def main(_):
+    config = common.get_config()
+    path = config.train.float_checkpoint
+    if not path:
+        raise ValueError("--config.train.float_checkpoint is empty: where should the parameters go?")
+    test = common.batches(config, "test")
+    progress = Progress(Path(path + ".training"), config)
+    params = fit(config, progress)
+    checkpoint.save_params(path, params)
     progress.remove()
-    print(f"top-1 {result.top1:.2f} % of {result.count} test images; parameters in {train.float_checkpoint}")
+    result = evaluate(common.predictor(create_vit(config.model.name))(params), test)
+    top1 = f"{result.top1:.2f} ± {result.top1_stderr:.2f} %"
+    print(f"top-1 {top1} of {result.count} test images; parameters in {path}")
 
 
 if __name__ == "__main__":
