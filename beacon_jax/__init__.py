@@ -2,6 +2,7 @@
 
 from beacon_jax.checkpoint import load_params, load_quantized, save_params, save_quantized
 from beacon_jax.evaluate import evaluate
+from beacon_jax.norm_tuning import NormTuning, tune_norms
 from beacon_jax.pipeline import LayerReport, QuantizedModel, quantize_model
 from beacon_jax.quant.alphabets import make_alphabet
 from beacon_jax.quant.gram import GramStats
@@ -14,6 +15,7 @@ __all__ = [
     "GramStats",
     "LayerReport",
     "LayerRule",
+    "NormTuning",
     "QuantSpec",
     "QuantizedMatrix",
     "QuantizedModel",
@@ -24,4 +26,5 @@ __all__ = [
     "quantize_model",
     "save_params",
     "save_quantized",
+    "tune_norms",
 ]

@@ -11,19 +11,7 @@ MODEL = ViT(image_size=8, patch_size=4, width=12, depth=2, heads=3, classes=5)
 DISTILLED = ViT(image_size=8, patch_size=4, width=12, depth=2, heads=3, classes=5, distilled=True)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def torchvision_operators():
-    """Lets torchvision, which both libraries import, load beside a torch that its build was not made for."""
-    try:
-        import torch
-    except ImportError:
-        yield
-        return
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for schema in ("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor", "qnms(Tensor dets) -> Tensor"):
-        if not hasattr(torch.ops.torchvision, schema.split("(")[0]):
-            library.define(schema)
-    yield
+pytestmark = pytest.mark.usefixtures("torchvision_operators")
 
 
 def timm_state(rng, model):
