@@ -25,6 +25,8 @@ def get_config() -> ConfigDict:
     config.data.cache = True
     config.norm_tuning.enabled = True
     config.norm_tuning.images = 1024
+    config.norm_tuning.batch_size = 32
+    config.norm_tuning.steps = 100
     config.table.rows = ROWS
     config.table.alphabets = ("1.58", "2", "2.32", "2.58", "3", "4", "int2", "int3", "int4")
 
