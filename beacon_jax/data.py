@@ -5,6 +5,7 @@ the last batch may be smaller.
 """
 
 import collections
+import copy
 import itertools
 import os
 import time
@@ -79,15 +80,25 @@ class Batches:
         self._source = open_source(dataset, split, root)
         if PRESETS[preset] is not None and isinstance(self._source, ArraySource):
             raise ValueError(f"{dataset} is not resized; its preset is 'none', got {preset!r}")
+        self._name, self._batch_size, self._workers = f"{dataset} {split}", batch_size, workers or os.cpu_count() or 1
+        self._preset, self._normalization, self._skip = PRESETS[preset], normalization, on_unreadable == "skip"
+        self._select(count, seed, cache)
+
+    def subset(self, count: int, seed: int, *, batch_size: int | None = None, cache: bool = False) -> "Batches":
+        """Other images of the same split, without opening the dataset again; errors as for the class."""
+        other = copy.copy(self)
+        other._batch_size = batch_size or self._batch_size
+        other._select(count, seed, cache)
+        return other
+
+    def _select(self, count: int | None, seed: int | None, cache: bool) -> None:
         size = len(self._source)
         self.count = size if count is None else count
         if not 1 <= self.count <= size:
-            raise ValueError(f"{dataset} {split} has {size} images, asked for {count}")
+            raise ValueError(f"{self._name} has {size} images, asked for {count}")
         order = np.arange(size) if seed is None else np.random.default_rng(seed).permutation(size)
         self._order = order[: self.count].tolist()
-        self._batch_size, self._workers = batch_size, workers or os.cpu_count() or 1
         self._cache: dict[int, tuple[np.ndarray, int]] | None = {} if cache else None
-        self._preset, self._normalization, self._skip = PRESETS[preset], normalization, on_unreadable == "skip"
         self.skipped: list[str] = []
         self.images_per_second: float | None = None
         self.waited: float | None = None

@@ -81,11 +81,6 @@ def batches(config: ConfigDict, split: str, **changed) -> Batches:
     return Batches(d.name, split, **(options | changed))
 
 
-def calibration_batches(config: ConfigDict) -> Batches:
-    """The calibration images: config.data.calibration_images of the training split, drawn with config.seed."""
-    return batches(config, "train", count=config.data.calibration_images, seed=config.seed)
-
-
 def test_batches(config: ConfigDict) -> Batches:
     """The labelled test images."""
-    return batches(config, "test", count=config.data.test_images or None)
+    return batches(config, "test", count=config.data.test_images or None, cache=config.data.cache)

@@ -23,7 +23,7 @@ class Experiment:
         self.config = config
         self.model, self.params = common.load_model(config)
         self.predict = common.predictor(self.model)
-        self.test = common.test_batches(config)
+        self.train, self.test = common.batches(config, "train"), common.test_batches(config)
         self._float_stats: dict[tuple[int, int], dict] = {}
         with open(config.model.checkpoint, "rb") as file:
             self.checkpoint = hashlib.file_digest(file, "sha256").hexdigest()
@@ -41,8 +41,7 @@ class Experiment:
         # Rows calibrated on the float model share its statistics; those of other images are dropped.
         drawn_by = cell.calibration_images, cell.seed
         self._float_stats = {drawn_by: self._float_stats.get(drawn_by, {})}
-        drawn = common.batches(self.config, "train", count=cell.calibration_images, seed=cell.seed)
-        images = (batch["image"] for batch in drawn)
+        images = (batch["image"] for batch in self.train.subset(cell.calibration_images, cell.seed))
         with tqdm(desc="layers", unit="layer", initial=len(finished), leave=False, disable=None) as bar:
 
             def on_layer(report, matrix, total):
@@ -55,10 +54,8 @@ class Experiment:
 
     def tune(self, cell: Cell, params) -> TunedNorms:
         """Tunes the normalization layers as the cell says."""
-        fields = dict(cell.tuning)
-        images, batch_size = fields.pop("images") or cell.calibration_images, fields.pop("batch_size")
-        tuning = NormTuning(**fields)
-        batches = common.batches(self.config, "train", count=images, seed=cell.seed, batch_size=batch_size, cache=True)
+        fields = {key: value for key, value in cell.tuning.items() if key not in ("images", "batch_size")}
+        tuning, batches = NormTuning(**fields), self._tuning_batches(cell)
         with tqdm(desc="norm tuning", unit="step", total=tuning.steps, leave=False, disable=None) as bar:
 
             def on_step(_step, loss):
@@ -67,6 +64,17 @@ class Experiment:
 
             apply, reference = common.apply_function(self.model), self.predict(self.params)
             return tune_norms(apply, params, reference, batches, tuning, on_step=on_step)
+
+    def _tuning_batches(self, cell: Cell):
+        count = cell.tuning["images"] or cell.calibration_images
+        return self.train.subset(count, cell.seed, batch_size=cell.tuning["batch_size"], cache=True)
+
+    def check(self, cells: list[Cell]) -> None:
+        """Raises ValueError where a cell asks for more training images than there are, before any of them runs."""
+        for cell in (cell for cell in cells if cell.quant is not None):
+            self.train.subset(cell.calibration_images, cell.seed)
+            if cell.tuning is not None:
+                self._tuning_batches(cell)
 
     def evaluate(self, params) -> Evaluation:
         """Accuracy on the test images, and the error of the logits against the float model's."""

@@ -34,6 +34,7 @@ def main(_):
     config = common.get_config()
     experiment = Experiment(config)
     cell = single_cell(config, experiment.checkpoint)
+    experiment.check([cell])
     out = Path(config.out)
     store = LayerStore(out / "layers" / cell.quant_key)
     quantized = experiment.quantize(cell, store)

@@ -35,6 +35,7 @@ def main(_):
     config = common.get_config()
     experiment = Experiment(config)
     grid = cells(config, experiment.checkpoint)
+    experiment.check(grid)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     results = read_results(out / "results.jsonl")

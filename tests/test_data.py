@@ -1,6 +1,7 @@
 import io
 import re
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -59,6 +60,16 @@ def test_images_are_decoded_in_order_whatever_the_threads(pictures):
     assert re.fullmatch(
         r"30 images at \d+ images/s, \d+% of the time waiting .*; 0 unreadable ones skipped", one.summary()
     )
+
+
+def test_a_subset_is_the_same_as_from_the_beginning():
+    batches = Batches("digits", "train", 128, count=10)
+    ours, theirs = batches.subset(300, 5, batch_size=64), Batches("digits", "train", 64, count=300, seed=5)
+    for one, two in zip(ours, theirs, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, one, two)
+    assert (batches.count, ours.count) == (10, 300)
+    with pytest.raises(ValueError, match="digits train has 1297 images, asked for 1298"):
+        batches.subset(1298, 0)
 
 
 def test_cached_images_are_read_once(pictures, monkeypatch):

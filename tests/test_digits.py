@@ -18,6 +18,11 @@ def digits():
     return config, model, params, common.predictor(model)
 
 
+def calibration_images(config):
+    drawn = common.batches(config, "train", count=config.data.calibration_images, seed=config.seed)
+    return [batch["image"] for batch in drawn]
+
+
 def test_float_accuracy(digits):
     config, _, params, predict = digits
     result = evaluate(predict(params), common.test_batches(config))
@@ -26,7 +31,7 @@ def test_float_accuracy(digits):
 
 def test_every_method_beats_rounding_on_trained_layers(digits):
     config, model, params, _ = digits
-    batches = list(common.calibration_batches(config))
+    batches = calibration_images(config)
     flat = {}
     for batch in batches:
         for name, x in apply_with_inputs(model, params, batch)[1].items():
@@ -46,7 +51,7 @@ def test_quantized_accuracy(digits):
     """Two bits with error correction cost little; rounding to them costs more in the logits."""
     config, model, params, predict = digits
     specs = QuantSpec(), QuantSpec(method="rtn", calibrate_on="float")
-    beacon, rtn = (quantize_model(model, params, common.calibration_batches(config), s) for s in specs)
+    beacon, rtn = (quantize_model(model, params, calibration_images(config), s) for s in specs)
     test = common.test_batches(config)
     reference = logits_of(predict(params), test)
     results = [evaluate(predict(m.params), test, reference) for m in (beacon, rtn)]

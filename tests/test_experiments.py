@@ -111,11 +111,12 @@ def test_quantize_writes_a_model_that_loads(tmp_path):
         ("--config.quant.alphabet=9", "error: unknown alphabet '9'"),
         ("--config.model.checkpoint=missing.safetensors", "error: no checkpoint at 'missing.safetensors'"),
         ("--config.data.calibration_images=5000", "error: digits train has 1297 images, asked for 5000"),
+        ("--config.norm_tuning.images=5000", "error: digits train has 1297 images, asked for 5000"),
         ("--config.model.name=deit_tiny_patch16_224", "does not hold the parameters of deit_tiny_patch16_224"),
     ],
 )
 def test_mistakes_end_in_one_sentence(argument, message):
-    stderr = run("quantize", argument, fails=True)
+    stderr = run("quantize", "--config.norm_tuning.enabled=True", argument, fails=True)
     assert message in stderr.splitlines()[-1]
     assert "Traceback" not in stderr
 
