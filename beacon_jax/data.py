@@ -9,6 +9,8 @@ import copy
 import itertools
 import os
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -16,6 +18,9 @@ import numpy as np
 
 from beacon_jax.preprocessing import NORMALIZATIONS, PRESETS, UnreadableImageError, decode, normalize
 from beacon_jax.sources import ArraySource, open_source
+
+# A file that is gone or forbidden, and what zipfile raises for a damaged or encrypted entry.
+_UNREADABLE = (UnreadableImageError, OSError, zipfile.BadZipFile, zlib.error, RuntimeError)
 
 
 class Batches:
@@ -51,7 +56,8 @@ class Batches:
           dataset: a key of sources.DATASETS.
           split: "train" or "test".
           batch_size: images per batch.
-          count: only this many images, None for all.
+          count: only this many images, None for all. Without a seed they are the first ones, which in an image folder
+            are of the first classes.
           seed: draws the images in a random order, the same for the same seed (a calibration subset is count + seed);
             None for the dataset's own order.
           root: the image folder or zip file, or TFDS's data_dir ("" for its default).
@@ -74,20 +80,29 @@ class Batches:
         for what, value, known in choices:
             if value not in known:
                 raise ValueError(f"unknown {what} {value!r}; expected one of {', '.join(known)}")
-        for what, number in (("batch_size", batch_size), ("workers", workers)):
-            if number is not None and number < 1:
-                raise ValueError(f"{what} must be at least 1, got {number}")
+        self._batch_size = _at_least_one("batch_size", batch_size)
+        self._workers = (os.cpu_count() or 1) if workers is None else _at_least_one("workers", workers)
         self._source = open_source(dataset, split, root)
         if PRESETS[preset] is not None and isinstance(self._source, ArraySource):
             raise ValueError(f"{dataset} is not resized; its preset is 'none', got {preset!r}")
-        self._name, self._batch_size, self._workers = f"{dataset} {split}", batch_size, workers or os.cpu_count() or 1
+        self._name = f"{dataset} {split}"
         self._preset, self._normalization, self._skip = PRESETS[preset], normalization, on_unreadable == "skip"
         self._select(count, seed, cache)
+
+    @property
+    def size(self) -> int:
+        """Images in the whole split."""
+        return len(self._source)
+
+    @property
+    def unsplit(self) -> bool:
+        """Whether the dataset has no splits, so that "train" and "test" are the same images."""
+        return getattr(self._source, "unsplit", False)
 
     def subset(self, count: int, seed: int, *, batch_size: int | None = None, cache: bool = False) -> "Batches":
         """Other images of the same split, without opening the dataset again; errors as for the class."""
         other = copy.copy(self)
-        other._batch_size = batch_size or self._batch_size
+        other._batch_size = self._batch_size if batch_size is None else _at_least_one("batch_size", batch_size)
         other._select(count, seed, cache)
         return other
 
@@ -152,17 +167,15 @@ class Batches:
                 pool.shutdown(cancel_futures=True)
 
     def _load(self, i: int):
-        image, label = (self._cache or {}).get(i) or self._source.read(i)
-        if isinstance(image, bytes):
-            try:
+        try:
+            image, label = (self._cache or {}).get(i) or self._source.read(i)
+            if isinstance(image, bytes):
                 image = decode(image, self._preset)
-            except UnreadableImageError as error:
-                name = self._source.name(i)
-                if self._skip:
-                    return name
-                raise ValueError(
-                    f"cannot decode {name} ({error}); on_unreadable='skip' leaves such images out"
-                ) from error
+        except _UNREADABLE as error:
+            name = self._source.name(i)
+            if self._skip:
+                return name
+            raise ValueError(f"cannot read {name} ({error}); on_unreadable='skip' leaves such images out") from error
         if self._cache is not None:
             self._cache[i] = image, label
         return normalize(image, self._normalization), label
@@ -171,3 +184,9 @@ class Batches:
         shapes = sorted({image.shape for image in images})
         if len(shapes) > 1:
             raise ValueError(f"images of different shapes, such as {shapes[0]} and {shapes[1]}; choose a preset")
+
+
+def _at_least_one(what: str, number: int) -> int:
+    if number < 1:
+        raise ValueError(f"{what} must be at least 1, got {number}")
+    return number

@@ -108,7 +108,7 @@ def tune_norms(
 
     Raises:
       ValueError: no normalization layers, no batches, batches that can be read only once or have too few images to hold
-        some out, or a loss that is not finite.
+        some out, or a model whose logits are not finite. A loss that is not finite later on counts as no improvement.
     """
     if iter(batches) is batches:
         raise ValueError("norm tuning reads its batches several times; pass a list or a data.Batches, not a generator")
@@ -131,12 +131,11 @@ def tune_norms(
         losses = [(len(x), float(_loss(norms, rest, x, y, apply, tuning))) for _, (x, y) in split_batches()]
         if not losses:
             raise ValueError("norm tuning needs at least one batch of two images, to train on and to hold out")
-        mean = sum(count * loss for count, loss in losses) / sum(count for count, _ in losses)
-        if not math.isfinite(mean):
-            raise ValueError("the loss of norm tuning is not finite; lower its learning_rate, or check the model")
-        return mean
+        return sum(count * loss for count, loss in losses) / sum(count for count, _ in losses)
 
     before = best_loss = held_out_loss(norms)
+    if not math.isfinite(before):
+        raise ValueError("the logits of the model to be tuned are not all finite")
     best, best_step, state = norms, 0, _optimizer(tuning).init(norms)
     epochs = (split_batches() for _ in itertools.count())
     training = (part for part, _ in itertools.chain.from_iterable(epochs))

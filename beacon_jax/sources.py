@@ -75,9 +75,9 @@ class TfdsSource:
 class FolderSource:
     """Image files in folders by class, `<class>/<name>.jpg`, or in one folder, `<wnid>_<name>.JPEG`; also inside a zip.
 
-    Where the root has a folder for the split (train; test, validation or val), only that is read; a root without split
-    folders serves every split. Classes are numbered in sorted order, but ImageNet's wnids as in ImageNet-1k, so that a
-    folder with a part of the classes has the right labels.
+    Where the root has a folder for the split (train; test, validation or val), only that is read; `unsplit` tells that
+    there are no split folders, so that every split is the same images. Classes are numbered in sorted order over all
+    splits, but ImageNet's wnids as in ImageNet-1k, so that a folder with a part of the classes has the right labels.
 
     Raises FileNotFoundError or ValueError, naming the root: no such folder, no images, or a class that cannot be told.
     """
@@ -91,10 +91,15 @@ class FolderSource:
         files = sorted(name for name in files if _is_image(name))
         if not files:
             raise ValueError(f"{root} holds no images ({', '.join(sorted(_SUFFIXES))})")
-        self._files = _of_split(files, split, root)
-        classes = [_class_of(name, root) for name in self._files]
-        number = _number_classes(sorted(set(classes)))
-        self._labels = [number[name] for name in classes]
+        splits = {name: _split_folder(name) for name in files}
+        self.unsplit = not any(splits.values())
+        own = None if self.unsplit else next((f for f in _FOLDERS[split] if f in splits.values()), "")
+        if own == "":
+            raise ValueError(f"{root} has no folder {' or '.join(_FOLDERS[split])} for the {split} split")
+        classes = _classes(splits, root)
+        number = _number_classes(sorted(set(classes.values())), root)
+        self._files = [name for name in files if splits[name] == own]
+        self._labels = [number[classes[name]] for name in self._files]
 
     def __len__(self) -> int:
         return len(self._files)
@@ -124,37 +129,47 @@ def _is_image(name: str) -> bool:
 
 # What the folder of a split may be called.
 _FOLDERS = {"train": ("train",), "test": ("test", "validation", "val")}
-_SPLIT_FOLDERS = sum(_FOLDERS.values(), ())
 
 
-def _of_split(files: list[str], split: str, root: str) -> list[str]:
-    """The files in the split's folder. Without any split folders, all of them."""
-    folders = [next((part for part in PurePath(f).parts[:-1] if part in _SPLIT_FOLDERS), None) for f in files]
-    if not any(folders):
-        return files
-    own = next((name for name in _FOLDERS[split] if name in folders), None)
-    if own is None:
-        raise ValueError(f"{root} has no folder {' or '.join(_FOLDERS[split])} for the {split} split")
-    return [f for f, folder in zip(files, folders, strict=True) if folder == own]
+def _split_folder(name: str) -> str | None:
+    """The outermost folder of a file that is called as a split, if any."""
+    return next((part for part in PurePath(name).parts[:-1] if part in sum(_FOLDERS.values(), ())), None)
 
 
-def _class_of(name: str, root: str) -> str:
-    path = PurePath(name)
-    wnid = path.name.split("_")[0]
-    folder = path.parent.name
-    if _WNID.fullmatch(wnid) and not _WNID.fullmatch(folder):
-        return wnid
-    if not folder or (folder in _SPLIT_FOLDERS and path.parent.parent.name not in _SPLIT_FOLDERS):
-        raise ValueError(f"{name} in {root} has no class: expected <class>/<name> or <wnid>_<name>")
-    return folder
+def _classes(splits: dict[str, str | None], root: str) -> dict[str, str]:
+    """{file: class}: the first folder below the split's (or below what all files share), else the wnid in its name."""
+    common = _shared_folders([name for name, folder in splits.items() if folder is None])
+    classes = {}
+    for name, folder in splits.items():
+        parts = PurePath(name).parts
+        below = parts[parts.index(folder) + 1 :] if folder else parts[common:]
+        wnid = below[-1].split("_")[0]
+        if len(below) == 1 and not _WNID.fullmatch(wnid):
+            raise ValueError(f"{name} in {root} has no class: expected <class>/<name> or <wnid>_<name>")
+        classes[name] = below[0] if len(below) > 1 else wnid
+    return classes
 
 
-def _number_classes(classes: list[str]) -> dict[str, int]:
-    if all(_WNID.fullmatch(name) for name in classes):
-        imagenet = {wnid: label for label, wnid in enumerate(_imagenet_wnids())}
-        if imagenet.keys() >= set(classes):
-            return imagenet
-    return {name: label for label, name in enumerate(classes)}
+def _shared_folders(files: list[str]) -> int:
+    """How many outer folders all files share, not counting one that would be their only class."""
+    folders = [PurePath(name).parts[:-1] for name in files]
+    shared = 0
+    while folders and all(len(f) > shared + 1 for f in folders) and len({f[shared] for f in folders}) == 1:
+        shared += 1
+    return shared
+
+
+def _number_classes(classes: list[str], root: str) -> dict[str, int]:
+    if not any(_WNID.fullmatch(name) for name in classes):
+        return {name: label for label, name in enumerate(classes)}
+    imagenet = {wnid: label for label, wnid in enumerate(_imagenet_wnids())}
+    others = [name for name in classes if name not in imagenet]
+    if others and len(others) < len(classes):
+        raise ValueError(
+            f"{len(classes) - len(others)} classes of {root} are ImageNet-1k's and {len(others)} are not, such as "
+            f"{others[0]!r}; take these out, or rename all"
+        )
+    return {name: label for label, name in enumerate(classes)} if others else imagenet
 
 
 def _imagenet_wnids() -> list[str]:

@@ -47,7 +47,8 @@ def get_config() -> ConfigDict:
     config.data.cache = False  # keep the decoded test images in memory, for the next result
     config.data.batch_size = 128
     config.data.calibration_images = 256  # drawn from the training split with config.seed
-    config.data.test_images = 0  # evaluate on the first so many only; 0 for all
+    config.data.test_images = 0  # evaluate on so many only, always the same; 0 for all
+    config.data.shared_images = False  # accept an image folder without splits: calibration on the test images
 
     # The fields of beacon_jax.QuantSpec: what experiments/quantize.py does. A table takes method, alphabet,
     # calibrate_on and options from its rows instead.
@@ -84,6 +85,7 @@ def get_config() -> ConfigDict:
     config.table.sweeps = ()  # likewise, for methods with sweeps; () for the method's own number
     config.table.sweeps_at = ()  # (alphabet, sweeps) pairs: Beacon's number of sweeps at some alphabets
     config.table.published = ()  # (row's title, alphabet, top-1) of the paper, shown next to what is measured
+    config.table.published_model = ""  # the model that these numbers are of; they are not shown with another
 
     config.rows = ConfigDict()
     config.rows.rtn = table_row("RTN", "rtn", "float")
@@ -108,7 +110,7 @@ def get_config() -> ConfigDict:
     config.train.learning_rate = 1e-3  # AdamW's peak, reached after the warm-up, then a cosine to zero
     config.train.muon_learning_rate = 2e-3
     config.train.warmup_epochs = 10.0
-    config.train.weight_decay = 0.05  # AdamW, on kernels only
+    config.train.weight_decay = 0.05  # on the kernels (with muon, on those that it trains)
     config.train.label_smoothing = 0.1
     config.train.augmentation = "affine"  # or flip_crop, which uses only the shift
     config.train.shift = 0.5  # uniform in ±: pixels,

@@ -44,4 +44,5 @@ def get_config() -> ConfigDict:
     config.model.name = "deit_base_patch16_224"
     config.model.checkpoint = "deit_base_patch16_224.safetensors"
     config.table.published = PUBLISHED
+    config.table.published_model = "deit_base_patch16_224"
     return config

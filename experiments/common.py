@@ -1,7 +1,10 @@
 """What the scripts share: the model, data and functions that a config names."""
 
 import functools
+import hashlib
+import signal
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +26,10 @@ def get_config() -> ConfigDict:
 
 
 def run(main) -> None:
-    """Runs main(argv). A mistake in its input ends it with one sentence; --verbosity=1 gives the traceback as well."""
+    """Runs main(argv). A mistake in its input ends it with one sentence; --verbosity=1 gives the traceback as well.
+
+    SIGTERM, the notice that a pre-empted machine gets, ends it in order, so that temporary files are removed.
+    """
 
     def parse(argv):
         try:
@@ -42,7 +48,14 @@ def run(main) -> None:
             if logging.level_debug():
                 raise
             sys.exit(f"error: {error}")
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) or logging.level_debug():
+                raise
+            sys.exit(f"error: out of memory; lower data.batch_size or set options.channel_chunk ({str(error)[:200]})")
+        except KeyboardInterrupt:
+            sys.exit("interrupted; the same command goes on from here")
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated; the same command goes on from here"))
     app.run(guarded, flags_parser=parse)
 
 
@@ -53,6 +66,14 @@ def load_model(config: ConfigDict) -> tuple[ViT, dict]:
     if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, model.param_shapes()):
         raise ValueError(f"{config.model.checkpoint} does not hold the parameters of {config.model.name}")
     return model, params
+
+
+def checkpoint_digest(config: ConfigDict) -> str:
+    """Of the file with the float parameters; FileNotFoundError where there is none."""
+    if not Path(config.model.checkpoint).is_file():
+        raise FileNotFoundError(f"no checkpoint at {config.model.checkpoint!r}")
+    with open(config.model.checkpoint, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @functools.cache
@@ -82,5 +103,6 @@ def batches(config: ConfigDict, split: str, **changed) -> Batches:
 
 
 def test_batches(config: ConfigDict) -> Batches:
-    """The labelled test images."""
-    return batches(config, "test", count=config.data.test_images or None, cache=config.data.cache)
+    """The labelled test images; a part of them is drawn at random, because an image folder is sorted by class."""
+    d = config.data
+    return batches(config, "test", count=d.test_images or None, seed=0 if d.test_images else None, cache=d.cache)

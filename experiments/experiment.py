@@ -2,14 +2,16 @@
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Iterator
 
 import numpy as np
 from tqdm import tqdm
 
 from beacon_jax import QuantizedModel, QuantSpec, evaluate, quantize_model
+from beacon_jax.data import Batches
 from beacon_jax.evaluate import Evaluation, logits_of
+from beacon_jax.layers import Layer, check_rows, find_layers
+from beacon_jax.models.stages import stages_of
 from beacon_jax.norm_tuning import NormTuning, TunedNorms, tune_norms
 from experiments import common
 from experiments.grid import Cell
@@ -24,9 +26,20 @@ class Experiment:
         self.model, self.params = common.load_model(config)
         self.predict = common.predictor(self.model)
         self.train, self.test = common.batches(config, "train"), common.test_batches(config)
-        self._float_stats: dict[tuple[int, int], dict] = {}
-        with open(config.model.checkpoint, "rb") as file:
-            self.checkpoint = hashlib.file_digest(file, "sha256").hexdigest()
+        if self.train.unsplit and not config.data.shared_images:
+            raise ValueError(
+                f"{config.data.root} has no folders train and test, so the calibration would see the test images; "
+                "data.shared_images=True accepts that"
+            )
+        self.skipped: dict[str, int] = {}  # unreadable images left out of the latest calibration, tuning and test
+        # One set of images at a time: statistics of the float model that rows share, and decoded images to tune on.
+        self._float_stats: dict[tuple, dict] = {}
+        self._tuning_batches: dict[tuple, Batches] = {}
+
+    @property
+    def images(self) -> list[int]:
+        """How many training and test images there are, by which results of other data are told apart."""
+        return [self.train.size, self.test.size]
 
     @functools.cached_property
     def float_logits(self) -> list:
@@ -38,10 +51,9 @@ class Experiment:
     def quantize(self, cell: Cell, store: LayerStore) -> QuantizedModel:
         """Quantizes as the cell says; layers go into the store as they are done, and those in it are not done again."""
         spec, finished = QuantSpec.from_dict(cell.quant), store.load()
-        # Rows calibrated on the float model share its statistics; those of other images are dropped.
         drawn_by = cell.calibration_images, cell.seed
         self._float_stats = {drawn_by: self._float_stats.get(drawn_by, {})}
-        images = (batch["image"] for batch in self.train.subset(cell.calibration_images, cell.seed))
+        drawn = self.train.subset(*drawn_by)
         with tqdm(desc="layers", unit="layer", initial=len(finished), leave=False, disable=None) as bar:
 
             def on_layer(report, matrix, total):
@@ -50,12 +62,17 @@ class Experiment:
                 bar.update()
 
             shared = dict(finished=finished, float_stats=self._float_stats[drawn_by], on_layer=on_layer)
-            return quantize_model(self.model, self.params, images, spec, **shared)
+            images = (batch["image"] for batch in drawn)
+            done = quantize_model(self.model, self.params, images, spec, **shared)
+        self.skipped["calibration"] = len(drawn.skipped)
+        return done
 
     def tune(self, cell: Cell, params) -> TunedNorms:
         """Tunes the normalization layers as the cell says."""
         fields = {key: value for key, value in cell.tuning.items() if key not in ("images", "batch_size")}
-        tuning, batches = NormTuning(**fields), self._tuning_batches(cell)
+        tuning, drawn_by = NormTuning(**fields), self._tuned_on(cell)
+        self._tuning_batches = {drawn_by: self._tuning_batches.get(drawn_by) or self._draw(*drawn_by)}
+        batches = self._tuning_batches[drawn_by]
         with tqdm(desc="norm tuning", unit="step", total=tuning.steps, leave=False, disable=None) as bar:
 
             def on_step(_step, loss):
@@ -63,18 +80,40 @@ class Experiment:
                 bar.set_postfix(loss=f"{loss:.3g}")
 
             apply, reference = common.apply_function(self.model), self.predict(self.params)
-            return tune_norms(apply, params, reference, batches, tuning, on_step=on_step)
+            tuned = tune_norms(apply, params, reference, batches, tuning, on_step=on_step)
+        self.skipped["tuning"] = len(batches.skipped)
+        return tuned
 
-    def _tuning_batches(self, cell: Cell):
-        count = cell.tuning["images"] or cell.calibration_images
-        return self.train.subset(count, cell.seed, batch_size=cell.tuning["batch_size"], cache=True)
+    @staticmethod
+    def _tuned_on(cell: Cell) -> tuple[int, int, int]:
+        return cell.tuning["images"] or cell.calibration_images, cell.seed, cell.tuning["batch_size"]
+
+    def _draw(self, count: int, seed: int, batch_size: int) -> Batches:
+        return self.train.subset(count, seed, batch_size=batch_size, cache=True)
 
     def check(self, cells: list[Cell]) -> None:
-        """Raises ValueError where a cell asks for more training images than there are, before any of them runs."""
+        """Raises ValueError for what can be known to fail before any cell runs.
+
+        That is more training images asked for than there are, fewer than a layer needs, a batch too small to hold
+        images out of, or a pattern that matches no layer.
+        """
+        found = functools.cache(self._layers)
         for cell in (cell for cell in cells if cell.quant is not None):
             self.train.subset(cell.calibration_images, cell.seed)
+            spec = QuantSpec.from_dict(cell.quant)
+            layers = found(cell.calibration_images)
+            plan = spec.plan(list(layers))
+            if not spec.allow_few_rows:
+                check_rows({name: layers[name] for name in plan}, cell.calibration_images)
             if cell.tuning is not None:
-                self._tuning_batches(cell)
+                count, seed, batch_size = self._tuned_on(cell)
+                if min(count, batch_size) < 2:
+                    raise ValueError(f"norm tuning needs batches of two images or more, got {count} by {batch_size}")
+                self._draw(count, seed, batch_size)
+
+    def _layers(self, images: int) -> dict[str, Layer]:
+        shape = (images, self.model.image_size, self.model.image_size, self.model.channels)
+        return find_layers(stages_of(self.model), self.params, {(shape, np.dtype(np.float32)): 1})
 
     def evaluate(self, params) -> Evaluation:
         """Accuracy on the test images, and the error of the logits against the float model's."""
@@ -89,7 +128,7 @@ class Experiment:
             quantized, reports = done.params, done.reports
             about = dict(  # of the layers, which norm tuning leaves as they are
                 layer_error=float(np.mean([report.output_error for report in reports])),
-                seconds=sum(report.gram_seconds + report.solve_seconds for report in reports),
+                seconds=sum(report.solve_seconds for report in reports),
                 layers=[dataclasses.asdict(report) for report in reports],
             )
         for cell in group:
@@ -101,5 +140,6 @@ class Experiment:
                 params = tuned.params
                 result["tuned"] = tuned.summary()
             evaluation = self.evaluate(params)
-            result |= dataclasses.asdict(evaluation)
-            yield {**result, "top1_stderr": evaluation.top1_stderr, "unreadable": len(self.test.skipped)}
+            self.skipped["test"] = len(self.test.skipped)
+            result |= dataclasses.asdict(evaluation) | dict(top1_stderr=evaluation.top1_stderr)
+            yield {**result, "images": self.images, "skipped": dict(self.skipped)}

@@ -13,6 +13,7 @@ from beacon_jax.norm_tuning import NormTuning
 from beacon_jax.quant.alphabets import make_alphabet
 
 TUNED = " + norm tuning"
+RESULTS_VERSION = 1  # to be raised when the same config comes to give another result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,11 +104,21 @@ def norm_tuning_fields(config: ConfigDict) -> dict:
 
 
 def _cell(config, checkpoint, row, alphabet, seed, calibration_images, quant, tuning) -> Cell:
-    images = {k: v for k, v in config.data.to_dict().items() if k not in ("calibration_images", "workers", "cache")}
-    decides = dict(data=images, model=config.model.name, params=checkpoint, quant=quant)
-    decides |= dict(seed=seed, calibration_images=calibration_images)
-    quant_key, key = (_digest({**decides, "tuning": t}) for t in (None, tuning))
-    return Cell(row, alphabet, seed, calibration_images, quant, tuning, key, quant_key)
+    data = {key: config.data[key] for key in ("name", "preset", "on_unreadable")}
+    decides = dict(version=RESULTS_VERSION, data=data, model=config.model.name, params=checkpoint)
+    decides |= dict(quant=_deciding(quant), seed=seed, calibration_images=calibration_images)
+    key = _digest({**decides, "tuning": tuning, "test_images": config.data.test_images})
+    return Cell(row, alphabet, seed, calibration_images, quant, tuning, key, _digest(decides))
+
+
+def _deciding(quant: dict | None) -> dict | None:
+    """What of a QuantSpec's fields decides the result: not what is unset, nor what changes only speed and memory."""
+    if quant is None:
+        return None
+    ignored = ("activations", "allow_few_rows", "block_size", "channel_chunk")
+    fields = {key: value for key, value in quant.items() if key not in ignored}
+    options = {key: v for key, v in quant["options"].items() if v is not None and key not in ignored}
+    return {**fields, "options": options}
 
 
 def _digest(decides: dict) -> str:

@@ -32,8 +32,8 @@ _COLUMNS = (
 
 def main(_):
     config = common.get_config()
+    cell = single_cell(config, common.checkpoint_digest(config))
     experiment = Experiment(config)
-    cell = single_cell(config, experiment.checkpoint)
     experiment.check([cell])
     out = Path(config.out)
     store = LayerStore(out / "layers" / cell.quant_key)

@@ -90,7 +90,7 @@ def markdown(grid: list, results: list[dict], published: list[tuple] = ()) -> st
             lambda rs: f"{_mean(rs, 'logit_error'):.2e}",
         ),
         (
-            "Seconds for Gram statistics and solve, compilation included (a row's first alphabet compiles for all)",
+            "Seconds to solve all layers, compilation included (a row's first alphabet compiles for all)",
             "seconds",
             lambda rs: f"{_mean(rs, 'seconds'):.1f}",
         ),

@@ -46,8 +46,12 @@ class LayerStore:
         """{layer name: (report, quantized kernel)} of all that is kept."""
         finished = {}
         for path in sorted(self._folder.glob("*.safetensors")):
-            matrix, report = load_layer(path)
-            finished[report["layer"]] = LayerReport(**{**report, "shape": tuple(report["shape"])}), matrix
+            matrix, fields = load_layer(path)
+            try:
+                report = LayerReport(**{**fields, "shape": tuple(fields["shape"])})
+            except (KeyError, TypeError) as error:
+                raise ValueError(f"{path} is of another version of this script; remove it to go on") from error
+            finished[report.layer] = report, matrix
         return finished
 
     def clear(self) -> None:

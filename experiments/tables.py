@@ -24,46 +24,70 @@ def render_all(grid: list[Cell], results: dict[str, dict], config) -> str:
     """Writes the table, its CSV and the plot of the results that are there; returns the table."""
     out = Path(config.out)
     here = [{**results[cell.key], "row": cell.row} for cell in grid if cell.key in results]
-    markdown = render.markdown(grid, here, [tuple(number) for number in config.table.published])
+    own = config.table.published if config.table.published_model == config.model.name else ()
+    markdown = render.markdown(grid, here, [tuple(number) for number in own])
     (out / "table.md").write_text(markdown)
     render.write_csv(here, out / "table.csv")
     render.plot(here, out / "top1.png")
     return markdown
 
 
+def compute(grid: list[Cell], results: dict[str, dict], config) -> list[str]:
+    """Computes what is missing of `results`, and adds it there and to the file; returns what failed."""
+    experiment = Experiment(config)
+    experiment.check(grid)
+    out = Path(config.out)
+    for result in (results[cell.key] for cell in grid if cell.key in results):
+        if result["images"] != experiment.images:
+            raise ValueError(
+                f"the results in {out} are of {result['images']} training and test images, here are "
+                f"{experiment.images}; set another --config.out"
+            )
+    groups: dict[str, dict[str, Cell]] = {}
+    # Cells of the same calibration images one after another, since they share what is computed from these.
+    for cell in sorted(grid, key=lambda cell: (cell.calibration_images, cell.seed)):
+        if cell.key not in results:
+            groups.setdefault(cell.quant_key, {})[cell.key] = cell
+    failures = []
+    with (
+        tqdm(desc="results", unit="result", total=sum(map(len, groups.values()))) as bar,
+        (out / "results.jsonl").open("a") as file,
+    ):
+        for quant_key, cells_by_key in groups.items():
+            group = list(cells_by_key.values())
+            name = f"{group[0].row}, {group[0].alphabet} bit" if group[0].quant else group[0].row
+            bar.set_postfix_str(name)
+            store = LayerStore(out / "layers" / quant_key)
+            try:
+                for result in experiment.results(group, store):
+                    results[result["key"]] = result
+                    file.write(json.dumps(result) + "\n")
+                    file.flush()
+                    render_all(grid, results, config)
+                    bar.update()
+                store.clear()
+            except ValueError as error:  # a method that cannot do this one; the others go on
+                failures.append(f"{name}: {error}")
+    print(f"test images: {experiment.test.summary()}")
+    return failures
+
+
 def main(_):
     config = common.get_config()
-    experiment = Experiment(config)
-    grid = cells(config, experiment.checkpoint)
-    experiment.check(grid)
+    grid = cells(config, common.checkpoint_digest(config))
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     results = read_results(out / "results.jsonl")
-    groups: dict[str, list[Cell]] = {}
-    for cell in {cell.key: cell for cell in grid if cell.key not in results}.values():
-        groups.setdefault(cell.quant_key, []).append(cell)
-    if _RENDER_ONLY.value:
-        groups = {}
-    todo = sum(map(len, groups.values()))
-    with tqdm(desc="results", unit="result", total=todo) as bar, (out / "results.jsonl").open("a") as file:
-        for quant_key, group in groups.items():
-            bar.set_postfix_str(f"{group[0].row}, {group[0].alphabet} bit" if group[0].alphabet else "Float")
-            store = LayerStore(out / "layers" / quant_key)
-            for result in experiment.results(group, store):
-                results[result["key"]] = result
-                file.write(json.dumps(result) + "\n")
-                file.flush()
-                render_all(grid, results, config)
-                bar.update()
-            store.clear()
-    missing = sum(cell.key not in results for cell in grid)
-    print(f"{todo} of {len(grid)} results computed, {len(grid) - todo - missing} were there already, {missing} missing")
+    before = sum(cell.key in results for cell in grid)
+    failures = [] if _RENDER_ONLY.value else compute(grid, results, config)
+    after = sum(cell.key in results for cell in grid)
     print(render_all(grid, results, config))
-    if todo:
-        print(f"test:  {experiment.test.summary()}")
+    print(f"{after - before} of {len(grid)} results computed, {before} were there already, {len(grid) - after} missing")
     print(f"table: {out / 'table.md'} and {out / 'table.csv'}")
     print(f"plot:  {out / 'top1.png'}")
     print(f"lines: {out / 'results.jsonl'}")
+    if failures:
+        raise ValueError(f"{len(failures)} could not be computed: " + "; ".join(failures))
 
 
 if __name__ == "__main__":

@@ -67,10 +67,9 @@ def make_step(model, optimizer, train):
 
 def fingerprint(config) -> str:
     """Of all that decides the training, wherever its files lie."""
-    train, images = config.train.to_dict(), config.data.to_dict()
-    for table, key in ((train, "float_checkpoint"), (train, "save_every"), (images, "root"), (images, "workers")):
-        del table[key]
-    decides = dict(seed=config.seed, model=config.model.name, data=images, train=train)
+    train = {key: v for key, v in config.train.to_dict().items() if key not in ("float_checkpoint", "save_every")}
+    data = {key: config.data[key] for key in ("name", "preset", "on_unreadable")}
+    decides = dict(seed=config.seed, model=config.model.name, data=data, train=train)
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -86,14 +85,14 @@ class Progress:
             return params, state, 0
         try:
             saved = serialization.msgpack_restore(self._path.read_bytes())
-            if saved["config"] != self._fingerprint:
-                raise ValueError(f"{self._path} belongs to another configuration; remove it to start afresh")
-            params, state = serialization.from_state_dict((params, state), saved["state"])
+            belongs, step = saved["config"] == self._fingerprint, int(saved["step"])
+            if belongs:
+                params, state = serialization.from_state_dict((params, state), saved["state"])
         except (ValueError, KeyError, TypeError) as error:
-            if "another configuration" in str(error):
-                raise
             raise ValueError(f"{self._path} is damaged ({error}); remove it to start afresh") from error
-        return *jax.tree.map(jnp.asarray, (params, state)), int(saved["step"])
+        if not belongs:
+            raise ValueError(f"{self._path} belongs to another configuration; remove it to start afresh")
+        return *jax.tree.map(jnp.asarray, (params, state)), step
 
     def save(self, params, state, step: int) -> None:
         """Replaces the file in one atomic step."""
@@ -115,6 +114,9 @@ class Progress:
 def fit(config, progress: Progress):
     """The trained parameters; goes on from where `progress` stands."""
     train = config.train
+    for key in ("epochs", "batch_size", "save_every"):
+        if train[key] < 1:
+            raise ValueError(f"train.{key} must be at least 1, got {train[key]}")
     (batch,) = common.batches(config, "train", batch_size=10**9)
     images, labels = batch["image"], batch["label"]
     steps = len(labels) // train.batch_size

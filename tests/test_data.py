@@ -1,5 +1,6 @@
 import io
 import re
+import zipfile
 
 import jax
 import numpy as np
@@ -95,7 +96,7 @@ def test_unreadable_images(pictures):
     for name, content in (("01", b""), ("04", b"not an image")):
         with open(f"{folder}/{name}.jpg", "wb") as file:
             file.write(content)
-    with pytest.raises(ValueError, match=r"cannot decode train/b/01\.jpg .*on_unreadable='skip' leaves"):
+    with pytest.raises(ValueError, match=r"cannot read train/b/01\.jpg .*on_unreadable='skip' leaves"):
         list(Batches("image_folder", "train", 8, **pictures))
     lenient = Batches("image_folder", "train", 8, on_unreadable="skip", **pictures)
     assert [len(b["label"]) for b in lenient] == [8, 8, 8, 4]
@@ -103,6 +104,28 @@ def test_unreadable_images(pictures):
     assert "28 images at" in lenient.summary() and "2 unreadable ones skipped" in lenient.summary()
     list(lenient)
     assert len(lenient.skipped) == 2
+
+
+def test_damaged_zip_entries_and_lost_files(tmp_path, rng):
+    names = [f"{c}/{i}.png" for c in "ab" for i in range(2)]
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for name in names:
+            file = io.BytesIO()
+            Image.fromarray(rng.integers(0, 255, (9, 9, 3), np.uint8)).save(file, "PNG")
+            archive.writestr(name, file.getvalue())
+            (tmp_path / "folder" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "folder" / name).write_bytes(file.getvalue())
+    whole_file = bytearray((tmp_path / "images.zip").read_bytes())
+    whole_file[60] ^= 0xFF  # inside the first entry, whose checksum now fails
+    (tmp_path / "images.zip").write_bytes(whole_file)
+    for root in ("images.zip", "folder"):
+        lenient = Batches("image_folder", "test", 8, root=str(tmp_path / root), on_unreadable="skip")
+        strict = Batches("image_folder", "test", 8, root=str(tmp_path / root))
+        if root == "folder":
+            (tmp_path / "folder" / names[0]).unlink()
+        assert len(whole(lenient)[1]) == 3 and lenient.skipped == [names[0]]
+        with pytest.raises(ValueError, match=r"cannot read a/0\.png"):
+            list(strict)
 
 
 def test_nothing_readable(tmp_path):

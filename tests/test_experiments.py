@@ -65,7 +65,7 @@ def test_a_killed_table_keeps_its_layers(tmp_path):
     config = digits_config()
     config.data.update(calibration_images=16, test_images=100, batch_size=64)
     experiment = Experiment(config)
-    cell = grid.cells(config, experiment.checkpoint)[1]
+    cell = grid.cells(config, "digest")[1]
     store = results.LayerStore(tmp_path / "layers")
 
     class Killed(BaseException):
@@ -190,9 +190,11 @@ def test_axes_of_a_table():
 def test_tuned_cells_share_the_quantized_model_and_files_may_move():
     before, after = cells_of(rows=("rtn",), alphabets=("2",), seeds=(3,), norm_tuning=True)[1:]
     assert after.row == before.row + TUNED and (before.tuning, before.seed, after.seed) == (None, 3, 3)
-    assert before.quant_key == after.quant_key == before.key != after.key
+    assert before.quant_key == after.quant_key and before.key != after.key
     config = digits_config()
     config.data.workers, config.out, config.model.checkpoint = 5, "elsewhere", "moved"
+    config.data.root, config.data.batch_size = "moved", 7
+    config.quant.activations = "memory"
     assert grid.cells(config, "digest")[1].key == cells_of()[1].key
     assert grid.cells(config, "other")[1].key != cells_of()[1].key
 

@@ -80,6 +80,14 @@ def test_nothing_to_gain_stops_early_and_gives_the_model_back(problem):
     jax.tree.map(np.testing.assert_array_equal, tuned.params, params)
 
 
+def test_a_diverging_training_gives_the_best_that_was(problem):
+    params, rounded, batches = problem
+    tuning = dataclasses.replace(FAST, optimizer="sgd", learning_rate=1e30, loss="mse")
+    tuned = tune_norms(apply, rounded, reference(params), batches, tuning)
+    assert tuned.step == 0 and tuned.after == tuned.before
+    jax.tree.map(np.testing.assert_array_equal, tuned.params, rounded)
+
+
 def test_same_input_same_result_and_one_compilation(problem):
     params, rounded, batches = problem
     traces = []
@@ -117,7 +125,7 @@ def test_errors(problem):
         (rounded, [{"image": batches[0]["image"][:1]}], FAST, "at least one batch of two images"),
         (rounded, only_images, NormTuning(loss="ce"), "needs batches with labels"),
         ({"fc": params["fc1"]}, batches, FAST, "no normalization layers"),
-        (spoilt, batches, FAST, "the loss of norm tuning is not finite"),
+        (spoilt, batches, FAST, "the logits of the model to be tuned are not all finite"),
     ):
         with pytest.raises(ValueError, match=message):
             tune_norms(apply, tree, reference(params), given, tuning)

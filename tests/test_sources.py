@@ -59,8 +59,23 @@ def test_wnids_have_their_imagenet_labels(tmp_path):
     )
     assert list(labels(open_source("image_folder", "train", str(folders))).values()) == [1, 999]
     # Not of ImageNet-1k: numbered as any other classes.
-    other = make_folder(tmp_path / "other", ("n99999999/1.jpg", "n01443537/1.jpg"))
-    assert labels(open_source("image_folder", "train", str(other))) == {"n01443537/1.jpg": 0, "n99999999/1.jpg": 1}
+    other = make_folder(tmp_path / "other", ("n99999999/1.jpg", "n99999998/1.jpg"))
+    assert labels(open_source("image_folder", "train", str(other))) == {"n99999998/1.jpg": 0, "n99999999/1.jpg": 1}
+    # A class is its folder, whatever the file is called and however deep it lies.
+    named = make_folder(tmp_path / "named", ("sharks/n01484850_1.JPEG", "dogs/big/1.jpg"))
+    assert list(labels(open_source("image_folder", "train", str(named))).values()) == [0, 1]
+
+
+def test_classes_have_the_same_number_in_every_split(tmp_path):
+    root = make_folder(tmp_path, ("train/ant/1.jpg", "train/bee/1.jpg", "train/cat/1.jpg", "test/cat/1.jpg"))
+    assert labels(open_source("image_folder", "test", str(root))) == {"test/cat/1.jpg": 2}
+
+
+def test_a_folder_without_splits(tmp_path):
+    root = make_folder(tmp_path, ("pictures/all/ant/1.jpg", "pictures/all/bee/1.jpg"))
+    sources = [open_source("image_folder", split, str(root)) for split in ("train", "test")]
+    assert [list(labels(source).values()) for source in sources] == [[0, 1], [0, 1]]
+    assert all(source.unsplit for source in sources)
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +144,7 @@ def test_tfds(tfds_dir, name, split, count, key):
         ("image_folder", "test", "{}/empty", ValueError, "holds no images"),
         ("image_folder", "test", "{}/only_train", ValueError, "no folder test or validation or val for the test split"),
         ("image_folder", "test", "{}/classless", ValueError, "a.jpg in .* has no class"),
+        ("image_folder", "test", "{}/stray", ValueError, "1 classes of .* are ImageNet-1k's and 1 are not, .*'misc'"),
         ("image_folder", "test", "{}/broken.zip", ValueError, "neither a folder nor a readable zip file"),
         (
             "imagenet2012",
@@ -144,6 +160,7 @@ def test_errors(tmp_path, dataset, split, root, error, message):
     (tmp_path / "broken.zip").write_bytes(b"PK\x03\x04 cut short")
     make_folder(tmp_path / "only_train", ("train/cat/1.jpg",))
     make_folder(tmp_path / "classless", ("a.jpg",))
+    make_folder(tmp_path / "stray", ("n01440764/a.jpg", "misc/a.jpg"))
     with pytest.raises(error, match=message):
         open_source(dataset, split, root.format(tmp_path))
     assert np.all([p.name != "imagenet2012" for p in tmp_path.iterdir()])

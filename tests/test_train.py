@@ -52,6 +52,7 @@ def test_mistakes(tmp_path):
     for changes, message in (
         (dict(optimizer="adagrad"), "unknown optimizer 'adagrad'; expected adamw or muon"),
         (dict(augmentation="mixup"), "unknown augmentation 'mixup'; expected one of affine, flip_crop"),
+        (dict(save_every=0), "train.save_every must be at least 1, got 0"),
         (dict(batch_size=2000), "train.batch_size=2000 exceeds the 1297 training images"),
     ):
         config = tiny()
