@@ -18,17 +18,28 @@ from beacon_jax.quant.quantized import QuantizedMatrix
 FORMAT = "beacon_jax 1"
 
 
-def save_params(path: str | os.PathLike, params: Any) -> None:
-    """Writes a nested dict of arrays, under names such as blocks_0/attn/qkv/kernel, in one atomic step."""
-    _save(path, flatten_dict(unfreeze(params), sep="/"), {})
+def save_params(path: str | os.PathLike, params: Any, *, model: str = "") -> None:
+    """Writes a nested dict of arrays, under names such as blocks_0/attn/qkv/kernel, in one atomic step.
+
+    Args:
+      path: the file, replaced.
+      params: the parameters.
+      model: the name of the model that they are of, for `saved_model`.
+    """
+    _save(path, flatten_dict(unfreeze(params), sep="/"), {"model": model} if model else {})
 
 
 def load_params(path: str | os.PathLike) -> Any:
     """Reads what `save_params` wrote. Raises FileNotFoundError, or ValueError for a damaged or other file."""
     tensors, metadata = _load(path)
-    if metadata:
+    if "quantized" in metadata or "layer" in metadata:
         raise ValueError(f"{path} holds a quantized model; read it with load_quantized")
     return unflatten_dict({name: jnp.asarray(a) for name, a in tensors.items()}, sep="/")
+
+
+def saved_model(path: str | os.PathLike) -> str | None:
+    """The name of the model whose parameters a file holds, None where it was not recorded. Errors as `load_params`."""
+    return _load(path)[1].get("model")
 
 
 def save_quantized(path: str | os.PathLike, params: Any, layers: dict[str, QuantizedMatrix]) -> None:

@@ -12,6 +12,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from beacon_jax import load_params
+from beacon_jax.checkpoint import saved_model
 from beacon_jax.data import Batches
 from beacon_jax.models.vit import NORMALIZATION, ViT, create_vit
 
@@ -63,6 +64,10 @@ def load_model(config: ConfigDict) -> tuple[ViT, dict]:
     """The float model and its parameters."""
     model = create_vit(config.model.name)
     params = load_params(config.model.checkpoint)
+    recorded = saved_model(config.model.checkpoint)
+    if recorded not in (None, config.model.name):
+        # Models of one shape can differ in what they expect of the pixels, as DeiT and ViT do.
+        raise ValueError(f"{config.model.checkpoint} holds the parameters of {recorded}, not of {config.model.name}")
     if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, model.param_shapes()):
         raise ValueError(f"{config.model.checkpoint} does not hold the parameters of {config.model.name}")
     return model, params

@@ -55,7 +55,7 @@ def main(_):
         raise ValueError(f"{_MODEL.value} has no checkpoint on the hub; give a local file with --source")
     looks_local = Path(source).exists() or Path(source).suffix in (".safetensors", ".pth", ".pt", ".bin")
     path = Path(source) if looks_local else fetch(source)
-    save_params(_OUT.value, convert_state_dict(read_state_dict(path), model))
+    save_params(_OUT.value, convert_state_dict(read_state_dict(path), model), model=_MODEL.value)
     print(f"{_MODEL.value} from {source}: {_OUT.value}")
 
 

@@ -151,7 +151,7 @@ def main(_):
     test = common.batches(config, "test")
     progress = Progress(Path(path + ".training"), config)
     params = fit(config, progress)
-    checkpoint.save_params(path, params)
+    checkpoint.save_params(path, params, model=config.model.name)
     progress.remove()
     result = evaluate(common.predictor(create_vit(config.model.name))(params), test)
     top1 = f"{result.top1:.2f} ± {result.top1_stderr:.2f} %"

@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from beacon_jax import METHODS, GramStats, load_params, load_quantized, save_params, save_quantized
-from beacon_jax.checkpoint import load_layer, save_layer
+from beacon_jax.checkpoint import load_layer, save_layer, saved_model
 
 
 @pytest.fixture
@@ -22,6 +22,10 @@ def test_params_round_trip(tmp_path, params):
     assert jax.tree.structure(loaded) == jax.tree.structure(params)
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["p.safetensors"]
+    assert saved_model(tmp_path / "new" / "p.safetensors") is None
+    save_params(tmp_path / "named", params, model="deit_tiny")
+    assert saved_model(tmp_path / "named") == "deit_tiny"
+    jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "named"), params)
 
 
 def test_views_of_transposed_arrays_are_saved_as_they_look(tmp_path, rng):

@@ -112,7 +112,7 @@ def test_quantize_writes_a_model_that_loads(tmp_path):
         ("--config.model.checkpoint=missing.safetensors", "error: no checkpoint at 'missing.safetensors'"),
         ("--config.data.calibration_images=5000", "error: digits train has 1297 images, asked for 5000"),
         ("--config.norm_tuning.images=5000", "error: digits train has 1297 images, asked for 5000"),
-        ("--config.model.name=deit_tiny_patch16_224", "does not hold the parameters of deit_tiny_patch16_224"),
+        ("--config.model.name=deit_tiny_patch16_224", "holds the parameters of deit_digits, not of deit_tiny_patch16"),
     ],
 )
 def test_mistakes_end_in_one_sentence(argument, message):
