@@ -8,7 +8,7 @@ import pytest
 
 from beacon_jax.models.capture import apply_with_inputs
 from beacon_jax.models.stages import Stage, run_stage, stages_of
-from beacon_jax.models.vit import VARIANTS, ViT, create_vit
+from beacon_jax.models.vit import NORMALIZATION, VARIANTS, ViT, create_vit
 
 TINY = ViT(image_size=8, patch_size=4, width=12, depth=2, heads=3, channels=2, classes=5)
 
@@ -32,6 +32,7 @@ def tiny(rng):
         ("deit_tiny_distilled_patch16_224", 5_910_800),
         ("vit_base_patch16_224", 86_567_656),
         ("vit_small_patch16_224", 22_050_664),
+        ("deit_cifar10", 2_693_578),
         ("deit_digits", 114_778),
     ],
 )
@@ -42,7 +43,7 @@ def test_parameter_counts(name, count):
 
 def test_every_variant_has_its_count_pinned():
     (pinned,) = (mark.args[1] for mark in test_parameter_counts.pytestmark)
-    assert {name for name, _ in pinned} == set(VARIANTS)
+    assert {name for name, _ in pinned} == set(VARIANTS) == set(NORMALIZATION)
 
 
 def literal_vit(params, images, heads, patch):
