@@ -128,7 +128,7 @@ def test_capture_gives_the_inputs_in_call_order(tiny):
     assert list(inputs) == ["patch_embed/proj", *(f"blocks_{i}/{n}" for i in range(2) for n in block), "head"]
     head = params["head"]
     np.testing.assert_allclose(inputs["head"] @ head["kernel"] + head["bias"][None], y, rtol=1e-5, atol=1e-6)
-    assert inputs["blocks_0/mlp/fc2"].shape == (3, 5, 48)
+    assert inputs["blocks_0/mlp/fc2"].shape == (3 * 5, 48)
 
 
 def test_capture_joins_the_calls_of_a_shared_layer(rng):
