@@ -11,6 +11,7 @@ from tabulate import tabulate
 from experiments.grid import TUNED
 
 MISSING = "–"
+CUT = 12  # percentage points
 
 
 def _by_place(results: list[dict]) -> dict[tuple[str, str], list[dict]]:
@@ -112,23 +113,39 @@ def write_csv(results: list[dict], path: Path) -> None:
 
 
 def plot(results: list[dict], path: Path) -> None:
-    """Top-1 against the alphabet, one line per row, the float model dashed, norm tuning dotted."""
+    """Top-1 against the alphabet, one line per row, the float model dashed, norm tuning dotted.
+
+    More than CUT points below the float model is off the picture, so that the rest can be told apart. The lines break
+    between the symmetric alphabets and the integer grids, which are no continuation of one another.
+    """
     places = _by_place(results)
     rows, alphabets = (list(dict.fromkeys(place[i] for place in places)) for i in (0, 1))
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    families = [[a for a in alphabets if a.startswith("int") == integer] for integer in (False, True)]
+    figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
-    count = max((r["count"] for r in results), default=0)
     bases = list(dict.fromkeys(row.removesuffix(TUNED) for row in rows))
     for row in rows:
         look = bases.index(row.removesuffix(TUNED))
-        points = [(i, _mean(places[row, a], "top1")) for i, a in enumerate(alphabets) if (row, a) in places]
         style = dict(color=f"C{look % 10}", marker="osv^DPX*<>phd8"[look % 14], alpha=0.85)
-        axes.plot(*zip(*points, strict=True), label=row, linestyle=":" if row.endswith(TUNED) else "-", **style)
+        style |= dict(linestyle=":", markersize=3) if row.endswith(TUNED) else dict(linestyle="-")
+        label = None if row.endswith(TUNED) else row
+        for family in families:
+            points = [(alphabets.index(a), _mean(places[row, a], "top1")) for a in family if (row, a) in places]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=label, **style)
+                label = None
+    count = max((r["count"] for r in results), default=0)
+    axes.set(xlabel="bits per weight", ylabel=f"top-1 on {count} test images (%)")
+    if any(row.endswith(TUNED) for row in rows):
+        axes.plot([], [], color="black", linestyle=":", marker=".", label="the same + norm tuning")
     for reference in (r for r in results if r["quant"] is None):
         axes.axhline(reference["top1"], color="black", linestyle="--", linewidth=1, label="Float")
+        low, high = axes.get_ylim()
+        if low < reference["top1"] - CUT:
+            axes.set_ylim(reference["top1"] - CUT, high)
+            axes.set_title(f"values more than {CUT} points below the float model are cut off", fontsize="small")
     axes.xaxis.set_major_locator(FixedLocator(range(len(alphabets))))
     axes.set_xticklabels(alphabets)
-    axes.set(xlabel="bits per weight", ylabel=f"top-1 on {count} test images (%)")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    figure.savefig(path, dpi=150)
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=120)
