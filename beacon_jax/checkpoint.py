@@ -39,7 +39,7 @@ def load_params(path: str | os.PathLike) -> Any:
 
 def saved_model(path: str | os.PathLike) -> str | None:
     """The name of the model whose parameters a file holds, None where it was not recorded. Errors as `load_params`."""
-    return _load(path)[1].get("model")
+    return _load(path, tensors=False)[1].get("model")
 
 
 def save_quantized(path: str | os.PathLike, params: Any, layers: dict[str, QuantizedMatrix]) -> None:
@@ -118,15 +118,15 @@ def _save(path, tensors, metadata):
     partial.replace(path)
 
 
-def _load(path):
+def _load(path, tensors: bool = True):
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {str(path)!r}")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            arrays = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file ({error}); is it truncated?") from error
     if metadata.pop("format", None) != FORMAT:
         raise ValueError(f"{path} was not written by this version of beacon_jax (expected format {FORMAT!r})")
-    return tensors, metadata
+    return arrays, metadata

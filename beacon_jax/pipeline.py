@@ -99,11 +99,7 @@ def quantize_model(
         streams = [stack.enter_context(ActivationStream(spec.activations)) for _ in _stream_names(spec)]
         shapes = _read_batches(batches, streams)
         found = find_layers(stages, params, shapes)
-        plan = spec.plan(list(found))
-        layers = {name: found[name] for name in plan}
-        if not spec.allow_few_rows:
-            images = sum(shape[0] * n for (shape, _), n in shapes.items())
-            check_rows(layers, images)
+        plan, layers = plan_layers(found, spec, sum(shape[0] * n for (shape, _), n in shapes.items()))
         _check_finished(finished, plan, found)
         result = QuantizedModel(jax.tree.map(lambda a: a, params), {}, [])
         trees = [params if which == "float" else result.params for which in _stream_names(spec)]
@@ -124,6 +120,15 @@ def quantize_model(
             if on_layer is not None and name not in finished:
                 on_layer(report, matrix, len(plan))
         return result
+
+
+def plan_layers(found: dict[str, Layer], spec: QuantSpec, images: int) -> tuple[dict[str, LayerPlan], dict[str, Layer]]:
+    """What the spec does with the layers that `find_layers` found, and these layers; ValueError as `quantize_model`."""
+    plan = spec.plan(list(found))
+    layers = {name: found[name] for name in plan}
+    if not spec.allow_few_rows:
+        check_rows(layers, images)
+    return plan, layers
 
 
 def _stream_names(spec: QuantSpec) -> tuple[str, ...]:

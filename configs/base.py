@@ -119,3 +119,22 @@ def get_config() -> ConfigDict:
     config.train.save_every = 500  # steps between two saves of the whole state
     config.train.float_checkpoint = ""  # where the trained parameters go
     return config
+
+
+def full_table(config: ConfigDict) -> ConfigDict:
+    """The config with the whole table: every method, every alphabet, before and after norm tuning."""
+    config.norm_tuning.enabled = True
+    config.table.alphabets = ("1.58", "2", "2.32", "2.58", "3", "4", "int2", "int3", "int4")
+    config.table.rows = (
+        "rtn",
+        "gptq",
+        "gptq_order",
+        "gptq_lsq",
+        "gptq_lsq_order",
+        "gptq_beacon",
+        "comq",
+        "beacon",
+        "beacon_ec",
+        "beacon_ec_centering",
+    )
+    return config

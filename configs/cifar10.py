@@ -12,23 +12,19 @@ Table:     python -m experiments.tables --config=configs/cifar10.py $DATA
 from ml_collections import ConfigDict
 
 from configs import base
-from configs.imagenet import ROWS
 
 
 def get_config() -> ConfigDict:
-    config = base.get_config()
+    config = base.full_table(base.get_config())
     config.out = "results/cifar10"
     config.model.name = "deit_cifar10"
     config.model.checkpoint = "experiments/checkpoints/cifar10.safetensors"
     config.data.name = "cifar10"
     config.data.calibration_images = 512
     config.data.cache = True
-    config.norm_tuning.enabled = True
     config.norm_tuning.images = 1024
     config.norm_tuning.batch_size = 32
     config.norm_tuning.steps = 100
-    config.table.rows = ROWS
-    config.table.alphabets = ("1.58", "2", "2.32", "2.58", "3", "4", "int2", "int3", "int4")
 
     config.train.epochs = 10
     config.train.batch_size = 64

@@ -4,33 +4,16 @@ from ml_collections import ConfigDict
 
 from configs import base
 
-# Every method, in the order of the table.
-ROWS = (
-    "rtn",
-    "gptq",
-    "gptq_order",
-    "gptq_lsq",
-    "gptq_lsq_order",
-    "gptq_beacon",
-    "comq",
-    "beacon",
-    "beacon_ec",
-    "beacon_ec_centering",
-)
-
 
 def get_config() -> ConfigDict:
-    config = base.get_config()
+    config = base.full_table(base.get_config())
     config.data.name = "imagenet2012"
     config.data.preset = "resize256-bilinear"
     config.data.calibration_images = 1024
     config.data.batch_size = 64
     config.data.cache = True  # 7.5 GB for the validation set; False decodes it again for every result
-    config.norm_tuning.enabled = True
     config.norm_tuning.images = 4096
     config.norm_tuning.steps = 1000
     config.norm_tuning.check_every = 100
-    config.table.rows = ROWS
-    config.table.alphabets = ("1.58", "2", "2.32", "2.58", "3", "4", "int2", "int3", "int4")
     config.table.sweeps_at = (("1.58", 6), ("2", 6), ("3", 5), ("4", 4))  # the paper's
     return config

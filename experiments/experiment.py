@@ -10,11 +10,12 @@ from tqdm import tqdm
 from beacon_jax import QuantizedModel, QuantSpec, evaluate, quantize_model
 from beacon_jax.data import Batches
 from beacon_jax.evaluate import Evaluation, logits_of
-from beacon_jax.layers import Layer, check_rows, find_layers
+from beacon_jax.layers import Layer, find_layers
 from beacon_jax.models.stages import stages_of
-from beacon_jax.norm_tuning import NormTuning, TunedNorms, tune_norms
+from beacon_jax.norm_tuning import TunedNorms, tune_norms
+from beacon_jax.pipeline import plan_layers
 from experiments import common
-from experiments.grid import Cell
+from experiments.grid import Cell, norm_tuning
 from experiments.results import LayerStore
 
 
@@ -69,8 +70,7 @@ class Experiment:
 
     def tune(self, cell: Cell, params) -> TunedNorms:
         """Tunes the normalization layers as the cell says."""
-        fields = {key: value for key, value in cell.tuning.items() if key not in ("images", "batch_size")}
-        tuning, drawn_by = NormTuning(**fields), self._tuned_on(cell)
+        tuning, drawn_by = norm_tuning(cell.tuning), self._tuned_on(cell)
         self._tuning_batches = {drawn_by: self._tuning_batches.get(drawn_by) or self._draw(*drawn_by)}
         batches = self._tuning_batches[drawn_by]
         with tqdm(desc="norm tuning", unit="step", total=tuning.steps, leave=False, disable=None) as bar:
@@ -100,11 +100,8 @@ class Experiment:
         found = functools.cache(self._layers)
         for cell in (cell for cell in cells if cell.quant is not None):
             self.train.subset(cell.calibration_images, cell.seed)
-            spec = QuantSpec.from_dict(cell.quant)
-            layers = found(cell.calibration_images)
-            plan = spec.plan(list(layers))
-            if not spec.allow_few_rows:
-                check_rows({name: layers[name] for name in plan}, cell.calibration_images)
+            images = cell.calibration_images
+            plan_layers(found(images), QuantSpec.from_dict(cell.quant), images)
             if cell.tuning is not None:
                 count, seed, batch_size = self._tuned_on(cell)
                 if min(count, batch_size) < 2:

@@ -98,9 +98,13 @@ def norm_tuning_fields(config: ConfigDict) -> dict:
     """config.norm_tuning, checked: the fields of NormTuning, images and batch_size."""
     fields = config.norm_tuning.to_dict()
     del fields["enabled"]
-    options = {key: value for key, value in fields.items() if key not in ("images", "batch_size")}
-    NormTuning(**options)
+    norm_tuning(fields)
     return fields
+
+
+def norm_tuning(fields: dict) -> NormTuning:
+    """The options of `norm_tuning_fields`, without what concerns its images."""
+    return NormTuning(**{key: value for key, value in fields.items() if key not in ("images", "batch_size")})
 
 
 def _cell(config, checkpoint, row, alphabet, seed, calibration_images, quant, tuning) -> Cell:
