@@ -60,6 +60,11 @@ def make_alphabet(spec: str | float | Sequence[float]) -> np.ndarray:
     return levels
 
 
+def nearest_index(x: jax.Array, count: jax.Array) -> jax.Array:
+    """The integer of 0 … count−1 nearest to x, the lower one of two equally near."""
+    return jnp.clip(jnp.ceil(x - 0.5), 0, count - 1)
+
+
 def is_symmetric(alphabet: np.ndarray) -> bool:
     """Whether A = −A, so that the sign of a scale is free."""
     return bool(np.array_equal(alphabet, -alphabet[::-1]))
@@ -110,15 +115,16 @@ class Levels:
     def bracket(self, p: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The neighbouring levels lo ≤ p < hi; the two end levels on that side where p is outside the alphabet."""
         if self.table is None:
-            i = jnp.clip(jnp.floor((p - self.first) / self.step), 0, self.count - 2)
-            lo = self.first + i * self.step
-            return lo, lo + self.step
+            i = jnp.clip(jnp.floor((p - self.first) * (1 / self.step)), 0, self.count - 2)
+            return self.first + i * self.step, self.first + (i + 1) * self.step
         k = self.table.size
         i = jnp.clip(jnp.searchsorted(self.table, p, side="right", method="scan_unrolled") - 1, 0, k - 2)
         return self.table[i], self.table[i + 1]
 
     def nearest(self, p: jax.Array) -> jax.Array:
         """The level nearest to p, the lower one of two equally near."""
+        if self.table is None:
+            return self.first + nearest_index((p - self.first) * (1 / self.step), self.count) * self.step
         lo, hi = self.bracket(p)
         return jnp.where(p - lo > hi - p, hi, lo)
 

@@ -26,7 +26,15 @@ from beacon_jax.quant.checks import check_count, check_problem
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.quantized import QuantizedMatrix
 from beacon_jax.quant.scales import least_squares_scale
-from beacon_jax.quant.sweep import blocked_pass, map_channel_chunks, matmul, pad_rows, pad_square
+from beacon_jax.quant.sweep import (
+    blocked_pass,
+    lower_matmul,
+    map_channel_chunks,
+    matmul,
+    pad_rows,
+    pad_square,
+    quadratic_form,
+)
 
 CENTERINGS = ("none", "mean")
 
@@ -62,7 +70,8 @@ def quantize(
       centering: "mean" quantizes W − 1·z with z the column means and puts the mean back as an offset, corrected for
         the input's change: z · ⟨X1, X̃1⟩ / ‖X̃1‖² (asymmetric quantization). "none" for no offset.
       block_size: coordinates per block. Speed only, not the result.
-      channel_chunk: channels solved at a time, None for all. Memory and speed only.
+      channel_chunk: channels solved at a time, all on None, but on CPU about 1,000, for the caches. Memory and speed
+        only, not the result.
 
     Returns:
       QuantizedMatrix with info: cosine (C,) = cos∠(Xw, X̃q) of the (centred) channel; sweeps (C,) int32 passes made,
@@ -95,10 +104,14 @@ def quantize(
         sweeps=sweeps,
         both_signs=not is_symmetric(alphabet),
         block_size=block_size,
-        channel_chunk=channel_chunk,
+        channel_chunk=channel_chunk or _chunk_for_caches(kernel.shape[1]),
     )
     info = {f.name: getattr(solution, f.name) for f in dataclasses.fields(solution) if f.name not in ("codes", "scale")}
     return QuantizedMatrix(solution.codes, jnp.asarray(alphabet, dtype), solution.scale, offset, info)
+
+
+def _chunk_for_caches(channels):
+    return -(-channels // -(-channels // 1024)) if jax.default_backend() == "cpu" else None
 
 
 @jax.tree_util.register_dataclass
@@ -118,75 +131,103 @@ class Solution:
 def solve(W, stats, levels, *, sweeps, both_signs, block_size, channel_chunk) -> Solution:
     """The solver behind `quantize`: one trace per layer shape and dtype, whatever the (evenly spaced) alphabet."""
     stats = _rescaled(stats)
-    H, Gt = (pad_square(M, block_size) for M in (stats.H, stats.G.T))
-    h = matmul(stats.G, W)
-    start_h = matmul(jnp.tril(stats.G), W)
-    y_norm = jnp.sqrt(jnp.maximum((W * matmul(stats.F, W)).sum(0), 0))
-    first_level = levels.nearest(W / least_squares_scale(W, levels)[None, :])
-    columns = (W, h, start_h, first_level, y_norm)
-    if both_signs:
-        flipped = (-W, -h, -start_h, levels.nearest(-W / least_squares_scale(-W, levels)[None, :]), y_norm)
-        columns = tuple(jnp.concatenate(pair, axis=-1) for pair in zip(columns, flipped, strict=True))
-    solve_chunk = functools.partial(_solve_channels, H, Gt, levels, sweeps, block_size)
-    q, facts = map_channel_chunks(solve_chunk, channel_chunk, *columns)
-    q = q[: W.shape[0]]
+    both = W if not both_signs else jnp.concatenate([W, -W], axis=1)
+    q, facts = map_channel_chunks(
+        functools.partial(_solve_channels, stats, levels, sweeps, block_size), channel_chunk, both
+    )
     if both_signs:
         q, facts = _better_sign(q, facts)
-    v = matmul(stats.H, q)
-    a, beta = (h * q).sum(0), (q * v).sum(0)
-    scale = jnp.where(beta > 0, a / jnp.where(beta > 0, beta, 1), 0)
-    return Solution(levels.index(q), scale, _cosine(jnp.abs(a), beta, y_norm), **facts)
+    return Solution(levels.index(q), **facts)
 
 
-def _solve_channels(H, Gt, levels, sweeps, block_size, W, h, start_h, first_level, y_norm):
-    """Greedy start and sweeps for some channels; q (N, C) and the per-channel facts."""
-    W, h, start_h, first_level = pad_rows((W, h, start_h, first_level), block_size)
-    diagonal = jnp.diagonal(H)
-    zero = jnp.zeros_like(y_norm)
+def _solve_channels(stats, levels, sweeps, block_size, W):
+    """Greedy start and sweeps for the channels W (N, C): q (N, C) and the facts of each."""
+    N, diagonal = W.shape[0], jnp.diagonal(stats.H)
+    H, Gt = (pad_square(M, block_size) for M in (stats.H, stats.G.T))
+    first_level = levels.nearest(W / least_squares_scale(W, levels)[None, :])
+    y_norm = jnp.sqrt(jnp.maximum(quadratic_form(stats.F, W), 0))
+    start_h = lower_matmul(stats.G, W)
+    h = matmul(stats.G, W)
+    W, start_h, h, first_level = pad_rows((W, start_h, h, first_level), block_size)
+    diagonals = pad_rows((diagonal, jnp.diagonal(stats.G)), block_size)
 
-    def greedy_step(H_tt, row, products, _q, state):
-        w, h, first = row
-        d, g = products  # ⟨s, X̃_t⟩ and ⟨s, X_t⟩
-        a, c = state
-        a = a + w * g  # y gains w_t X_t before the level is chosen
-        p = best_level(levels, first, a, c, h, d, H_tt, size=0.0)
-        return p, (a + p * h, c + 2 * p * d + p * p * H_tt)
-
-    def sweep_step(H_tt, row, products, q, state):
-        h, first = row
-        a, beta, changed = state
-        d = products[0] - q * H_tt
-        a_, c_ = a - q * h, beta - 2 * q * d - q * q * H_tt
-        p = best_level(levels, first, a_, c_, h, d, H_tt, size=beta + q * q * H_tt)
-        moves = p != q  # a code that stays leaves a and β untouched to the last bit, so a fixed point stays one
-        a = jnp.where(moves, a_ + p * h, a)
-        beta = jnp.where(moves, c_ + 2 * p * d + p * p * H_tt, beta)
-        return p, (a, beta, changed | moves)
-
-    start = (W, start_h, first_level)
-    q, (a, beta) = blocked_pass(greedy_step, (H, Gt), diagonal, start, jnp.zeros_like(W), (zero, zero), block_size)
-    # Afresh: the greedy start changed every code, later sweeps change few.
-    a, beta = (h * q).sum(0), (q * matmul(H, q)).sum(0)
-    history = jnp.zeros((sweeps + 1, *y_norm.shape), y_norm.dtype).at[0].set(_cosine(a, beta, y_norm))
+    q, beta = _greedy_start(H, Gt, diagonals, levels, block_size, W, start_h, first_level)
+    history = jnp.zeros((sweeps + 1, *y_norm.shape), y_norm.dtype).at[0].set(_cosine((h * q).sum(0), beta, y_norm))
 
     def sweep(carry):
-        k, q, a, beta, history, made, moving = carry
-        unchanged = jnp.zeros_like(moving)
-        q, (a, beta, changed) = blocked_pass(
-            sweep_step, (H,), diagonal, (h, first_level), q, (a, beta, unchanged), block_size
-        )
+        k, q, beta, history, made, moving = carry
+        # Afresh in every sweep, so that rounding does not drift.
+        start = (h * q).sum(0), beta
+        swept, (a, beta) = _sweep(H, diagonals[0], levels, block_size, h, first_level, q, start)
+        changed = (swept != q).any(0)
         history = history.at[k + 1].set(jnp.where(changed, _cosine(a, beta, y_norm), history[k]))
-        return k + 1, q, a, beta, history, jnp.where(moving, k + 1, made), moving & changed
+        return k + 1, swept, beta, history, jnp.where(moving, k + 1, made), moving & changed
 
     def unfinished(carry):
         return (carry[0] < sweeps) & carry[-1].any()
 
-    moving = jnp.ones(y_norm.shape, bool)
-    carry = (0, q, a, beta, history, jnp.zeros(y_norm.shape, jnp.int32), moving)
-    k, q, a, beta, history, made, moving = lax.while_loop(unfinished, sweep, carry)
+    made, moving = jnp.zeros(y_norm.shape, jnp.int32), jnp.ones(y_norm.shape, bool)
+    k, q, beta, history, made, moving = lax.while_loop(unfinished, sweep, (0, q, beta, history, made, moving))
     after = jnp.arange(sweeps + 1)[:, None] > k
     history = jnp.where(after, history[k][None, :], history)
-    return q, {"sweeps": made, "fixed_point": ~moving, "cosine_history": history}
+    a, beta = (h * q).sum(0), quadratic_form(stats.H, q[:N])
+    facts = {
+        "scale": jnp.where(beta > 0, a / jnp.where(beta > 0, beta, 1), 0),
+        "cosine": _cosine(jnp.abs(a), beta, y_norm),
+        "sweeps": made,
+        "fixed_point": ~moving,
+        "cosine_history": history,
+    }
+    return q[:N], facts
+
+
+def _greedy_start(H, Gt, diagonals, levels, block_size, W, start_h, first_level):
+    """q (N, C), each coordinate chosen for the part of the output that it and those before it make up, and ‖s‖²."""
+
+    def choose(diagonals, row, products, _q, state):
+        w, h, first = row
+        d, g = products  # ⟨s, X̃_t⟩ and ⟨s, X_t⟩
+        a, c = state
+        return best_level(levels, first, a + w * g, c, h, d, diagonals[0], size=0.0)  # y gains w_t X_t first
+
+    def update(diagonals, row, products, _q, p, state):
+        w, h, _ = row
+        a, c = state
+        H_tt, G_tt = diagonals
+        v, g = products  # with p X̃_t in s already
+        return a + w * (g - p * G_tt) + p * h, c + p * (2 * v - p * H_tt)
+
+    zero, rows = jnp.zeros(W.shape[1], W.dtype), (W, start_h, first_level)
+    q, (_, c) = blocked_pass(
+        choose,
+        (H, Gt),
+        diagonals,
+        rows,
+        jnp.zeros_like(W),
+        (zero, zero),
+        update,
+        block_size=block_size,
+        lower=True,
+    )
+    return q, c
+
+
+def _sweep(H, diagonal, levels, block_size, h, first_level, q, state):
+    """One pass of exact coordinate maximisation; state = (a, β) of the whole q."""
+
+    def choose(H_tt, row, products, q, state):
+        h, first = row
+        a, beta = state
+        d, own = products[0] - q * H_tt, q * q * H_tt
+        return best_level(levels, first, a - q * h, beta - 2 * q * d - own, h, d, H_tt, size=beta + own)
+
+    def update(H_tt, row, products, old, p, state):
+        # A code that stays leaves a and β untouched to the last bit, so a fixed point stays one.
+        a, beta = state
+        change = p - old
+        return a + change * row[0], beta + change * (2 * products[0] - change * H_tt)
+
+    return blocked_pass(choose, (H,), diagonal, (h, first_level), q, state, update, block_size=block_size)
 
 
 def best_level(levels, first, a, c, h, d, H_tt, size):
@@ -248,6 +289,7 @@ def _right_sign(levels, first, h):
 def _better_sign(q, facts):
     """Of the solutions for w and for −w, side by side, the one with the better final cosine; equal ones give w's."""
     C = q.shape[1] // 2
+    facts["scale"] = facts["scale"].at[C:].multiply(-1)
     final = facts["cosine_history"][-1]
     plus = final[:C] >= final[C:] - float(jnp.finfo(final.dtype).eps) ** 0.8
     return jax.tree.map(lambda x: jnp.where(plus if x.ndim == 1 else plus[None, :], x[..., :C], x[..., C:]), (q, facts))
@@ -264,7 +306,8 @@ def _rescaled(stats):
     It changes no code, and cancels in the scale.
     """
     _, exponent = jnp.frexp(jnp.diagonal(stats.H).mean())
-    return jax.tree.map(lambda a: jnp.ldexp(a, -exponent), stats)
+    factor = jnp.ldexp(jnp.ones((), stats.H.dtype), -exponent)
+    return jax.tree.map(lambda a: a * factor, stats)
 
 
 def _offset_gain(stats):

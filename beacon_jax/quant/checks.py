@@ -26,11 +26,16 @@ def check_problem(kernel: jax.Array, stats: GramStats, alphabet) -> np.ndarray:
     if not isinstance(stats.count, jax.core.Tracer):
         if stats.count == 0:
             raise ValueError("no calibration rows: the statistics are empty; update them with at least one batch")
-        if not all(bool(jnp.isfinite(a).all()) for a in (stats.H, stats.G, stats.F)):
+        if not _all_finite((stats.H, stats.G, stats.F)):
             raise ValueError("NaN or infinity in the calibration statistics: the layer's inputs are not all finite")
-    if not isinstance(kernel, jax.core.Tracer) and not bool(jnp.isfinite(kernel).all()):
+    if not isinstance(kernel, jax.core.Tracer) and not _all_finite(kernel):
         raise ValueError(f"NaN or infinity in the kernel of shape {kernel.shape}")
     return make_alphabet(alphabet)
+
+
+@jax.jit
+def _all_finite(arrays):
+    return jnp.stack([jnp.isfinite(a).all() for a in jax.tree.leaves(arrays)]).all()
 
 
 def check_count(name: str, value: int, minimum: int) -> None:

@@ -15,7 +15,7 @@ from beacon_jax.quant.checks import check_count, check_problem
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.quantized import QuantizedMatrix
 from beacon_jax.quant.scales import scale_and_offset
-from beacon_jax.quant.sweep import blocked_pass, matmul, pad_rows, pad_square
+from beacon_jax.quant.sweep import blocked_pass, matmul, pad_rows, pad_square, quadratic_form
 
 ORDERS = ("natural", "greedy")
 
@@ -73,21 +73,21 @@ def _solve(W, stats, levels, s, z, *, sweeps, greedy, block_size):
     H, diagonal = stats.H, jnp.diagonal(stats.H)
     h = matmul(stats.G, W) - H.sum(1)[:, None] * z[None, :]  # ⟨X̃_t, Xw − z X̃1⟩
     # ‖Xw − z X̃1‖², the part of the objective that no code changes
-    constant = (W * matmul(stats.F, W)).sum(0) - 2 * z * matmul(stats.G.sum(0), W) + z * z * H.sum()
+    constant = quadratic_form(stats.F, W) - 2 * z * matmul(stats.G.sum(0), W) + z * z * H.sum()
     order = jnp.argsort(-diagonal * jnp.square(W).sum(1), stable=True) if greedy else jnp.arange(N)
     start = (W - z[None, :]) / s[None, :]
     H, h, start, diagonal = H[order][:, order], h[order], start[order], diagonal[order]
     M, (h_rows, start, shared) = pad_square(H, block_size), pad_rows((h, start, diagonal), block_size)
 
-    def step(H_tt, h, products, q, s):
+    def choose(H_tt, h, products, q, s):
         d = products[0] - q * H_tt
         p = levels.nearest((h / s - d) / jnp.where(H_tt > 0, H_tt, 1))
-        return jnp.where(H_tt > 0, p, levels.smallest), s
+        return jnp.where(H_tt > 0, p, levels.smallest)
 
     def sweep(carry, _):
         q, s = carry
-        q, _ = blocked_pass(step, (M,), shared, h_rows, q, s, block_size)
-        cross, norm = (h_rows * q).sum(0), (q * matmul(M, q)).sum(0)
+        q, _ = blocked_pass(choose, (M,), shared, h_rows, q, s, block_size=block_size)
+        cross, norm = (h_rows * q).sum(0), quadratic_form(M, q)
         s = jnp.where((norm > 0) & (cross != 0), cross / jnp.where(norm > 0, norm, 1), s)
         return (q, s), constant - 2 * s * cross + s * s * norm
 

@@ -22,7 +22,7 @@ from beacon_jax.quant.checks import check_count, check_problem
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.quantized import QuantizedMatrix
 from beacon_jax.quant.scales import SCALES, nonzero, scale_and_offset
-from beacon_jax.quant.sweep import blocked_pass, matmul, pad_rows, pad_square
+from beacon_jax.quant.sweep import blocked_pass, lower_matmul, matmul, pad_rows, pad_square
 
 
 def quantize(
@@ -94,13 +94,13 @@ def _solve(W, stats, levels, s, z, damping, *, act_order, block_size):
     R = jnp.linalg.cholesky(H[::-1, ::-1])[::-1, ::-1].T
     feedback = jnp.tril(R / jnp.diagonal(R)[:, None], -1)
     # w′_t = target_t − (feedback Ŵ)_t, and Ŵ = s q + z
-    target = W + matmul(feedback, W) - feedback.sum(1)[:, None] * z[None, :]
+    target = W + lower_matmul(feedback, W) - feedback.sum(1)[:, None] * z[None, :]
 
-    def step(_, target_t, products, _q, state):
+    def choose(_, target_t, products, _q, state):
         s, z = state
-        return levels.nearest((target_t - s * products[0] - z) / s), state
+        return levels.nearest((target_t - s * products[0] - z) / s)
 
     rows, M = pad_rows(target, block_size), pad_square(feedback, block_size)
-    q, _ = blocked_pass(step, (M,), jnp.zeros(rows.shape[0]), rows, jnp.zeros_like(rows), (s, z), block_size)
+    q, _ = blocked_pass(choose, (M,), (), rows, jnp.zeros_like(rows), (s, z), block_size=block_size, lower=True)
     factored = jnp.isfinite(target).all() & jnp.isfinite(feedback).all()
     return levels.index(jnp.zeros_like(W).at[order].set(q[:N])), factored

@@ -93,4 +93,6 @@ def least_squares_scale(w: np.ndarray, alphabet: np.ndarray) -> float:
         return 1.0
     scales = full * (np.arange(1, 101) / 100)
     errors = [np.square(w - s * nearest_level(w / s, alphabet)).sum() for s in scales]
-    return float(scales[np.argmin(errors)])
+    return float(
+        scales[np.argmax(errors <= min(errors) + EPS**1.5 * (w @ w))]
+    )  # the first of those equal up to rounding
