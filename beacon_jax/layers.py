@@ -18,6 +18,7 @@ class Layer:
 
     stage: int  # its position in the chain
     local: str  # its name inside the stage
+    source: str  # the first layer of the stage with the very same input, such as q for k and v
     shape: tuple[int, int]
     rows: int  # calibration rows in all
 
@@ -28,10 +29,10 @@ def find_layers(stages: list[Stage], params: Any, shapes: Counter) -> dict[str, 
     for (shape, dtype), batches in shapes.items():
         x = jax.ShapeDtypeStruct(shape, dtype)
         for i, stage in enumerate(stages):
-            x, inputs = _abstract_inputs(stage, stage.select(params), x)
+            x, inputs, sources = _abstract_inputs(stage, stage.select(params), x)
             for local, a in inputs.items():
                 name = stage.layer_name(local)
-                before = found.get(name, Layer(i, local, subtree(params, name)["kernel"].shape, 0))
+                before = found.get(name, Layer(i, local, sources[local], subtree(params, name)["kernel"].shape, 0))
                 if before.stage != i:
                     raise ValueError(f"layer {name} is used in two stages of the model; put its uses into one stage")
                 found[name] = dataclasses.replace(before, rows=before.rows + batches * (a.size // a.shape[-1]))
@@ -39,17 +40,18 @@ def find_layers(stages: list[Stage], params: Any, shapes: Counter) -> dict[str, 
 
 
 def _abstract_inputs(stage: Stage, params: Any, x: jax.ShapeDtypeStruct):
-    """Shapes of the stage's output and of its layers' inputs, in call order (eval_shape would sort a dict by name)."""
-    names = []
+    """Shapes of the stage's output and of its layers' inputs, in call order, and each layer's `source`."""
+    sources = {}  # in call order; eval_shape would sort a dict by name
 
     def run(params, x):
         y, inputs = apply_with_inputs(stage.module, params, x, stage.method)
-        names.extend(inputs)
+        first = {id(value): local for local, value in reversed(inputs.items())}
+        sources.update({local: first[id(value)] for local, value in inputs.items()})
         return y, list(inputs.values())
 
     with lifted_layers_refused():
         y, inputs = jax.eval_shape(run, params, x)
-    return y, dict(zip(names, inputs, strict=True))
+    return y, dict(zip(sources, inputs, strict=True)), sources
 
 
 @contextlib.contextmanager

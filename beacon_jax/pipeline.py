@@ -15,12 +15,15 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.core import unfreeze
+from jax.sharding import Mesh
 
+from beacon_jax.devices import Placement
 from beacon_jax.layers import Layer, check_rows, find_layers, lifted_layers_refused, subtree
 from beacon_jax.models.capture import apply_with_inputs
-from beacon_jax.models.stages import Stage, run_stage, stages_of
+from beacon_jax.models.stages import Stage, cast, forward_precision, run_stage, stages_of
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.methods import METHODS
 from beacon_jax.quant.metrics import cosines, relative_output_error
@@ -55,6 +58,26 @@ class LayerReport:
 
 
 @dataclasses.dataclass(frozen=True)
+class Forward:
+    """How a stage is run: with which dtype, and on which devices."""
+
+    stage: Stage
+    dtype: str
+    placement: Placement
+
+    def inputs(self, params: Any, x: jax.Array) -> dict[str, jax.Array]:
+        """The inputs of the stage's layers."""
+        with forward_precision(self.dtype):
+            params, x = cast((params, x), self.dtype)
+            return apply_with_inputs(self.stage.module, params, x, self.stage.method)[1]
+
+    def output(self, params: Any, x: jax.Array) -> jax.Array:
+        """The stage's output."""
+        with forward_precision(self.dtype):
+            return run_stage(self.stage, *cast((params, x), self.dtype))
+
+
+@dataclasses.dataclass(frozen=True)
 class QuantizedModel:
     """The model's parameters with quantized kernels dequantized in place, the quantized kernels, and the reports."""
 
@@ -71,14 +94,16 @@ def quantize_model(
     *,
     finished: Mapping[str, tuple[LayerReport, QuantizedMatrix]] | None = None,
     float_stats: MutableMapping[str, GramStats] | None = None,
+    mesh: Mesh | None = None,
     on_layer: Callable[[LayerReport, QuantizedMatrix, int], None] | None = None,
 ) -> QuantizedModel:
     """Quantizes the nn.Dense kernels of a Linen model.
 
     Args:
       model: any Linen module that maps one array to another, without nn.scan or nn.remat. One with a `stages` method
-        (see models/stages.py) is quantized stage by stage, and each stage runs once per layer in it (once for all of
-        them where calibrate_on is "float"); any other counts as one stage.
+        (see models/stages.py) is quantized stage by stage, and each stage runs once per layer in it, no deeper than to
+        that layer's input (once for layers of the same input; once for all of them where calibrate_on is "float"); any
+        other counts as one stage.
       params: its parameters, a nested dict or FrozenDict; not modified.
       batches: calibration inputs (B, …), read once.
       spec: what to quantize and how.
@@ -86,6 +111,9 @@ def quantize_model(
         `checkpoint.save_layer`): these layers are taken as they are.
       float_stats: {layer name: statistics} of the float model, used where there and added where not, for runs that
         differ in method, alphabet or options but not in model and calibration inputs. Only for calibrate_on "float".
+      mesh: devices to use (see `devices.make_mesh`), None for the default one. Batches are sharded over its rows,
+        channels over all of it; several processes each pass the same arguments and get the same result, up to the
+        rounding of sums over devices.
       on_layer: called with each layer's report, its result, and the number of layers in all, as soon as it is done;
         not for layers finished before.
 
@@ -94,9 +122,10 @@ def quantize_model(
         calibration rows than a layer has inputs (unless spec.allow_few_rows); a layer used in two stages or inside a
         lifted transformation; a finished layer that is not to be quantized; a method's error, with the layer's name.
     """
-    stages, params, finished = stages_of(model), unfreeze(params), finished or {}
+    stages, placement, finished = stages_of(model), Placement(mesh), finished or {}
+    params = placement.everywhere(unfreeze(params))
     with contextlib.ExitStack() as stack:
-        streams = [stack.enter_context(ActivationStream(spec.activations)) for _ in _stream_names(spec)]
+        streams = [stack.enter_context(ActivationStream(spec.activations, placement)) for _ in _stream_names(spec)]
         shapes = _read_batches(batches, streams)
         found = find_layers(stages, params, shapes)
         plan, layers = plan_layers(found, spec, sum(shape[0] * n for (shape, _), n in shapes.items()))
@@ -105,12 +134,12 @@ def quantize_model(
         trees = [params if which == "float" else result.params for which in _stream_names(spec)]
         known = dict(float_stats or {}) if spec.calibrate_on == "float" else {}
         wanted = {name: layer for name, layer in layers.items() if name not in finished and name not in known}
-        for name, stats, seconds in _calibrate(stages, layers, wanted, trees, streams, spec):
+        for name, stats, seconds in _calibrate(stages, layers, wanted, trees, streams, spec, placement):
             if name in finished:
-                report, matrix = finished[name]
+                report, matrix = finished[name][0], placement.everywhere(finished[name][1])
             else:
                 stats = known.get(name, stats)
-                report, matrix = _quantize_layer(name, params, plan[name], stats, seconds)
+                report, matrix = _quantize_layer(name, params, plan[name], stats, seconds, placement)
                 if float_stats is not None and spec.calibrate_on == "float":
                     float_stats[name] = stats
             layer = subtree(result.params, name)
@@ -173,6 +202,7 @@ def _calibrate(
     trees: list[Any],
     streams: list[ActivationStream],
     spec: QuantSpec,
+    placement: Placement,
 ) -> Iterator[tuple[str, GramStats | None, float]]:
     """Yields (layer name, its statistics or None where they are not wanted, seconds) in the order of the layers.
 
@@ -181,35 +211,49 @@ def _calibrate(
     """
     last = max((layer.stage for layer in wanted.values()), default=-1)
     for i, stage in enumerate(stages):
-        names = [name for name, layer in layers.items() if layer.stage == i]
-        # Float inputs do not change as layers are quantized, so one pass serves all layers of the stage.
-        for group in [names] if spec.calibrate_on == "float" else [[name] for name in names]:
-            locals_ = {wanted[name].local: wanted[name].shape[0] for name in group if name in wanted}
+        forward = Forward(stage, spec.forward_dtype, placement)
+        for group in _groups([name for name, layer in layers.items() if layer.stage == i], layers, spec):
             start = time.perf_counter()
-            collected = _collect(stage, locals_, [stage.select(tree) for tree in trees], streams)
-            seconds = (time.perf_counter() - start) / max(len(locals_), 1)
+            empty = {}
             for name in group:
-                yield name, collected.pop(layers[name].local, None), seconds if name in wanted else 0.0
+                if name in wanted:
+                    dtype = jnp.promote_types(jnp.float32, subtree(trees[0], name)["kernel"].dtype)
+                    empty[layers[name].source] = GramStats.zeros(layers[name].shape[0], dtype, streams=len(streams))
+            collected = _collect(forward, empty, [stage.select(tree) for tree in trees], streams)
+            seconds = (time.perf_counter() - start) / max(len(wanted.keys() & set(group)), 1)
+            for name in group:
+                yield name, collected.get(layers[name].source), seconds if name in wanted else 0.0
         if i < last:
             for tree, stream in zip(trees, streams, strict=True):
-                stream.advance(functools.partial(_run_stage, stage, stage.select(tree)))
+                stream.advance(functools.partial(_run, forward, stage.select(tree)))
 
 
-def _collect(stage: Stage, widths: dict[str, int], sources: list[Any], streams: list[ActivationStream]):
-    """Runs the streams through the stage, each on its source of parameters: the statistics of some of its layers."""
-    stats = {local: GramStats.zeros(width) for local, width in widths.items()}
+def _groups(names: list[str], layers: dict[str, Layer], spec: QuantSpec) -> list[list[str]]:
+    """The layers of a stage that one pass serves: all, where float inputs do not change; else those of one input."""
+    if spec.calibrate_on == "float":
+        return [names]
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(layers[name].source, []).append(name)
+    return list(groups.values())
+
+
+def _collect(forward: Forward, stats: dict[str, GramStats], sources: list[Any], streams: list[ActivationStream]):
+    """Runs the streams through the stage, each on its source of parameters, and adds to the statistics."""
     if stats:
+        stats = forward.placement.everywhere(stats)
         with lifted_layers_refused():
             for batches in zip(*streams, strict=True):
-                stats = _add_batch(stage, stats, sources, batches)
+                stats = _add_batch(forward, stats, sources, batches)
     return jax.block_until_ready(stats)
 
 
-def _quantize_layer(name: str, params: Any, plan: LayerPlan, stats: GramStats, gram_seconds: float):
+def _quantize_layer(name: str, params: Any, plan: LayerPlan, stats: GramStats, gram_seconds: float, placement):
     kernel = subtree(params, name)["kernel"]
     start = time.perf_counter()
     try:
-        matrix = METHODS[plan.method](kernel, stats, plan.alphabet, **plan.options)
+        matrix = METHODS[plan.method](placement.by_channels(kernel), stats, plan.alphabet, **plan.options)
+        matrix = placement.everywhere(matrix).first_channels(kernel.shape[1])
     except ValueError as error:
         raise ValueError(f"layer {name}: {error}") from error
     jax.block_until_ready(matrix)
@@ -236,12 +280,14 @@ _OPTIONAL = {"sweeps": "sweeps", "fixed_points": "fixed_point"}
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _add_batch(stage, stats, sources, batches):
+def _add_batch(forward, stats, sources, batches):
     """Adds a batch to the layers' statistics. Only their inputs are asked for, so XLA drops what lies behind them."""
-    captured = [
-        apply_with_inputs(stage.module, params, x, stage.method)[1] for params, x in zip(sources, batches, strict=True)
-    ]
-    return {local: own.update(*(inputs[local] for inputs in captured)) for local, own in stats.items()}
+    captured = [forward.inputs(params, x) for params, x in zip(sources, batches, strict=True)]
+    stats = {local: own.update(*(inputs[local] for inputs in captured)) for local, own in stats.items()}
+    return forward.placement.constrained(stats, forward.placement.replicated)
 
 
-_run_stage = jax.jit(run_stage, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
+def _run(forward, params, x):
+    y = forward.output(params, x)
+    return forward.placement.constrained(y, forward.placement.by_rows(len(y)))

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from beacon_jax.models.stages import FORWARD_DTYPES
 from beacon_jax.quant.alphabets import make_alphabet
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.methods import METHODS
@@ -48,10 +49,12 @@ class QuantSpec:
       rules: exceptions, LayerRule or dicts of its fields; a rule's layers are quantized even where `layers` does not
         match, and of several matching rules the last counts.
       activations: where calibration activations wait between stages: "disk" (constant memory) or "memory".
+      forward_dtype: of the calibration's forward passes: "float32" (the parameters' own type, with true float32
+        products on every backend) or "bfloat16". Gram matrices and solvers are float32 in any case.
       allow_few_rows: accept fewer calibration rows than a layer has inputs (a rank-deficient Gram matrix).
 
     Raises:
-      ValueError: unknown method, alphabet, option, calibrate_on or activations; bad regular expression.
+      ValueError: unknown method, alphabet, option, calibrate_on, activations or forward_dtype; bad regular expression.
     """
 
     method: str = "beacon"
@@ -61,11 +64,13 @@ class QuantSpec:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     rules: Sequence[LayerRule | Mapping[str, Any]] = ()
     activations: str = "disk"
+    forward_dtype: str = "float32"
     allow_few_rows: bool = False
 
     def __post_init__(self):
         _check_choice("calibrate_on", self.calibrate_on, CALIBRATE_ON)
         _check_choice("activations", self.activations, STORAGES)
+        _check_choice("forward_dtype", self.forward_dtype, FORWARD_DTYPES)
         if isinstance(self.rules, (str, Mapping)):
             raise ValueError(f"rules is a list of LayerRule or of dicts, got {self.rules!r}")
         rules = tuple(rule if isinstance(rule, LayerRule) else _from_dict(LayerRule, rule) for rule in self.rules)

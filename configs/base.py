@@ -38,6 +38,13 @@ def get_config() -> ConfigDict:
     config.model.name = "deit_digits"  # a row of beacon_jax.models.vit.VARIANTS
     config.model.checkpoint = ""  # safetensors file with the float parameters
 
+    config.forward_dtype = "float32"  # of the models in calibration and evaluation; or bfloat16
+
+    # The devices of all processes: data × model. Images are sharded over data, a layer's channels over all.
+    config.mesh = ConfigDict()
+    config.mesh.data = 0  # 0 for as many as model leaves
+    config.mesh.model = 1
+
     config.data = ConfigDict()
     config.data.name = "digits"  # a row of beacon_jax.sources.DATASETS
     config.data.root = ""  # image folder or zip file; TFDS's data_dir, "" for its default

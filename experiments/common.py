@@ -1,7 +1,9 @@
 """What the scripts share: the model, data and functions that a config names."""
 
+import contextlib
 import functools
 import hashlib
+import os
 import signal
 import sys
 from pathlib import Path
@@ -14,9 +16,15 @@ from ml_collections import ConfigDict, config_flags
 from beacon_jax import load_params
 from beacon_jax.checkpoint import saved_model
 from beacon_jax.data import Batches
+from beacon_jax.devices import Placement
+from beacon_jax.models.stages import cast, forward_precision
 from beacon_jax.models.vit import NORMALIZATION, ViT, create_vit
+from experiments import hosts
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Experiment configuration, such as configs/digits.py.")
+_CACHE = flags.DEFINE_string(
+    "compilation_cache", "~/.cache/beacon_jax", "Folder that keeps compiled code for the next run; empty for none."
+)
 
 
 def get_config() -> ConfigDict:
@@ -44,7 +52,12 @@ def run(main) -> None:
         try:
             if argv[1:]:
                 raise ValueError(f"unexpected arguments {' '.join(argv[1:])}; a setting is given as --config.key=value")
-            main(argv)
+            _keep_compiled_code()
+            hosts.join()
+            with contextlib.ExitStack() as stack:
+                if not hosts.first():
+                    stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+                main(argv)
         except (ValueError, OSError, ImportError) as error:
             if logging.level_debug():
                 raise
@@ -81,16 +94,37 @@ def checkpoint_digest(config: ConfigDict) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _keep_compiled_code() -> None:
+    if _CACHE.value and jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", os.path.expanduser(_CACHE.value))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
 @functools.cache
-def apply_function(model: ViT):
-    """The jitted function (parameters, images) → logits: the same one whenever asked for, so that it compiles once."""
-    return jax.jit(lambda params, images: model.apply({"params": params}, images))
+def apply_function(model: ViT, dtype: str = "float32", placement: Placement = Placement()):  # noqa: B008 (immutable)
+    """The jitted function (parameters, images) → logits, float32 and whole on every device.
+
+    It is the same function whenever asked for, so that it compiles once.
+    """
+
+    def apply(params, images):
+        with forward_precision(dtype):
+            params, images = cast((params, images), dtype)
+            logits = model.apply({"params": params}, images).astype(jnp.float32)
+        return placement.constrained(logits, placement.replicated)
+
+    return jax.jit(apply)
 
 
-def predictor(model: ViT):
+def predictor(model: ViT, dtype: str = "float32", placement: Placement = Placement()):  # noqa: B008
     """A function of parameters that returns a function from images to logits."""
-    apply = apply_function(model)
-    return lambda params: lambda images: apply(params, images)
+    apply = apply_function(model, dtype, placement)
+
+    def with_params(params):
+        placed = placement.everywhere(params)
+        return lambda images: apply(placed, placement.rows(images))
+
+    return with_params
 
 
 def batches(config: ConfigDict, split: str, **changed) -> Batches:

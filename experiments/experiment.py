@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from beacon_jax import QuantizedModel, QuantSpec, evaluate, quantize_model
 from beacon_jax.data import Batches
+from beacon_jax.devices import Placement, make_mesh
 from beacon_jax.evaluate import Evaluation, logits_of
 from beacon_jax.layers import Layer, find_layers
 from beacon_jax.models.stages import stages_of
@@ -25,7 +26,9 @@ class Experiment:
     def __init__(self, config):
         self.config = config
         self.model, self.params = common.load_model(config)
-        self.predict = common.predictor(self.model)
+        self.placement = Placement(make_mesh(config.mesh.data, config.mesh.model))
+        forward = self.model, config.forward_dtype, self.placement
+        self.predict, self.apply = common.predictor(*forward), common.apply_function(*forward)
         self.train, self.test = common.batches(config, "train"), common.test_batches(config)
         if self.train.unsplit and not config.data.shared_images:
             raise ValueError(
@@ -33,7 +36,8 @@ class Experiment:
                 "data.shared_images=True accepts that"
             )
         self.skipped: dict[str, int] = {}  # unreadable images left out of the latest calibration, tuning and test
-        # One set of images at a time: statistics of the float model that rows share, and decoded images to tune on.
+        # One set of images at a time: decoded images, and statistics of the float model that rows share.
+        self._calibration: dict[tuple, Batches] = {}
         self._float_stats: dict[tuple, dict] = {}
         self._tuning_batches: dict[tuple, Batches] = {}
 
@@ -54,7 +58,8 @@ class Experiment:
         spec, finished = QuantSpec.from_dict(cell.quant), store.load()
         drawn_by = cell.calibration_images, cell.seed
         self._float_stats = {drawn_by: self._float_stats.get(drawn_by, {})}
-        drawn = self.train.subset(*drawn_by)
+        self._calibration = {drawn_by: self._calibration.get(drawn_by) or self.train.subset(*drawn_by, cache=True)}
+        drawn = self._calibration[drawn_by]
         with tqdm(desc="layers", unit="layer", initial=len(finished), leave=False, disable=None) as bar:
 
             def on_layer(report, matrix, total):
@@ -62,7 +67,9 @@ class Experiment:
                 bar.total = total
                 bar.update()
 
-            shared = dict(finished=finished, float_stats=self._float_stats[drawn_by], on_layer=on_layer)
+            shared = dict(
+                finished=finished, float_stats=self._float_stats[drawn_by], on_layer=on_layer, mesh=self.placement.mesh
+            )
             images = (batch["image"] for batch in drawn)
             done = quantize_model(self.model, self.params, images, spec, **shared)
         self.skipped["calibration"] = len(drawn.skipped)
@@ -79,8 +86,7 @@ class Experiment:
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.3g}")
 
-            apply, reference = common.apply_function(self.model), self.predict(self.params)
-            tuned = tune_norms(apply, params, reference, batches, tuning, on_step=on_step)
+            tuned = tune_norms(self.apply, params, self.predict(self.params), batches, tuning, on_step=on_step)
         self.skipped["tuning"] = len(batches.skipped)
         return tuned
 

@@ -13,7 +13,7 @@ from beacon_jax.norm_tuning import NormTuning
 from beacon_jax.quant.alphabets import make_alphabet
 
 TUNED = " + norm tuning"
-RESULTS_VERSION = 1  # to be raised when the same config comes to give another result
+RESULTS_VERSION = 2  # to be raised when the same config comes to give another result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ def cells(config: ConfigDict, checkpoint: str) -> list[Cell]:
         title += f", {size} images" if len(sizes) > 1 else ""
         title += TUNED if tuning else ""
         for alphabet, seed in itertools.product(alphabets, tuple(table.seeds) or (config.seed,)):
-            quant = {**config.quant.to_dict(), **row, "alphabet": alphabet}
+            quant = {**config.quant.to_dict(), **row, "alphabet": alphabet, "forward_dtype": config.forward_dtype}
             quant["options"] = _own_sweeps(table, quant, alphabet)
             QuantSpec.from_dict(quant)
             grid.append(_cell(config, checkpoint, title, alphabet, seed, size, quant, tuning))
@@ -58,7 +58,7 @@ def cells(config: ConfigDict, checkpoint: str) -> list[Cell]:
 
 def single_cell(config: ConfigDict, checkpoint: str) -> Cell:
     """The one cell that config.quant and config.norm_tuning describe."""
-    quant = config.quant.to_dict()
+    quant = {**config.quant.to_dict(), "forward_dtype": config.forward_dtype}
     QuantSpec.from_dict(quant)
     tuning = norm_tuning_fields(config) if config.norm_tuning.enabled else None
     count = config.data.calibration_images
@@ -109,7 +109,13 @@ def norm_tuning(fields: dict) -> NormTuning:
 
 def _cell(config, checkpoint, row, alphabet, seed, calibration_images, quant, tuning) -> Cell:
     data = {key: config.data[key] for key in ("name", "preset", "on_unreadable")}
-    decides = dict(version=RESULTS_VERSION, data=data, model=config.model.name, params=checkpoint)
+    decides = dict(
+        forward_dtype=config.forward_dtype,
+        version=RESULTS_VERSION,
+        data=data,
+        model=config.model.name,
+        params=checkpoint,
+    )
     decides |= dict(quant=_deciding(quant), seed=seed, calibration_images=calibration_images)
     key = _digest({**decides, "tuning": tuning, "test_images": config.data.test_images})
     return Cell(row, alphabet, seed, calibration_images, quant, tuning, key, _digest(decides))
@@ -119,7 +125,7 @@ def _deciding(quant: dict | None) -> dict | None:
     """What of a QuantSpec's fields decides the result: not what is unset, nor what changes only speed and memory."""
     if quant is None:
         return None
-    ignored = ("activations", "allow_few_rows", "block_size", "channel_chunk")
+    ignored = ("activations", "allow_few_rows", "forward_dtype", "block_size", "channel_chunk")
     fields = {key: value for key, value in quant.items() if key not in ignored}
     options = {key: v for key, v in quant["options"].items() if v is not None and key not in ignored}
     return {**fields, "options": options}

@@ -6,16 +6,15 @@ config.norm_tuning.enabled the normalization layers are tuned afterwards. A run 
 """
 
 import dataclasses
-import json
 from pathlib import Path
 
 from tabulate import tabulate
 
 from beacon_jax import save_quantized
-from experiments import common
+from experiments import common, hosts
 from experiments.experiment import Experiment
 from experiments.grid import single_cell
-from experiments.results import LayerStore
+from experiments.results import LayerStore, append_result
 
 _COLUMNS = (
     "layer",
@@ -49,11 +48,11 @@ def main(_):
     shown = ", ".join(f"{name} {e.top1:.2f} ± {e.top1_stderr:.2f} %" for name, e in evaluations.items())
     print(f"top-1 of {evaluations['float'].count} test images: {shown}")
     print(f"test data: {experiment.test.summary()}")
-    save_quantized(out / "quantized.safetensors", params, quantized.layers)
+    if hosts.first():
+        save_quantized(out / "quantized.safetensors", params, quantized.layers)
     results = {name: dataclasses.asdict(evaluation) for name, evaluation in evaluations.items()}
     line = dict(config=config.to_dict(), **results, tuning=tuning, layers=reports)
-    with (out / "quantize.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    append_result(out / "quantize.jsonl", line)
     store.clear()
     print(f"quantized model: {out / 'quantized.safetensors'}; result: {out / 'quantize.jsonl'}")
 

@@ -9,10 +9,25 @@ from absl import logging
 
 from beacon_jax import LayerReport
 from beacon_jax.checkpoint import load_layer, save_layer
+from experiments import hosts
 
 
 def read_results(path: Path) -> dict[str, dict]:
-    """{key: result} from JSON lines. A last line cut short by an interruption is dropped from the file."""
+    """{key: result} from JSON lines, as the first process finds them.
+
+    A last line cut short by an interruption is dropped from the file.
+    """
+    return hosts.from_first(_read_results(path) if hosts.first() else None)
+
+
+def append_result(path: Path, result: dict) -> None:
+    """Adds a result to the JSON lines; only the first process writes."""
+    if hosts.first():
+        with path.open("a") as file:
+            file.write(json.dumps(result) + "\n")
+
+
+def _read_results(path):
     if not path.exists():
         return {}
     *complete, rest = path.read_text().split("\n")
@@ -38,12 +53,17 @@ class LayerStore:
         self._folder = folder
 
     def save(self, report: LayerReport, matrix) -> None:
-        """Keeps a layer; the file appears in one atomic step."""
+        """Keeps a layer; the file appears in one atomic step. Only the first process writes."""
+        if not hosts.first():
+            return
         name = report.layer.replace("/", ".") + ".safetensors"
         save_layer(self._folder / name, matrix, dataclasses.asdict(report))
 
     def load(self) -> dict[str, tuple]:
-        """{layer name: (report, quantized kernel)} of all that is kept."""
+        """{layer name: (report, quantized kernel)} of all that is kept, as the first process finds it."""
+        return hosts.from_first(self._load() if hosts.first() else None)
+
+    def _load(self):
         finished = {}
         for path in sorted(self._folder.glob("*.safetensors")):
             matrix, fields = load_layer(path)
@@ -56,4 +76,5 @@ class LayerStore:
 
     def clear(self) -> None:
         """Deletes the layers, once the results that need them are written."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if hosts.first():
+            shutil.rmtree(self._folder, ignore_errors=True)

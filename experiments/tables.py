@@ -6,16 +6,15 @@ from the same config and checkpoint are not computed again, nor are the layers t
 what is there.
 """
 
-import json
 from pathlib import Path
 
 from absl import flags
 from tqdm import tqdm
 
-from experiments import common, render
+from experiments import common, hosts, render
 from experiments.experiment import Experiment
 from experiments.grid import Cell, cells
-from experiments.results import LayerStore, read_results
+from experiments.results import LayerStore, append_result, read_results
 
 _RENDER_ONLY = flags.DEFINE_bool("render_only", False, "Compute nothing; show the results that are there.")
 
@@ -26,9 +25,10 @@ def render_all(grid: list[Cell], results: dict[str, dict], config) -> str:
     here = [{**results[cell.key], "row": cell.row} for cell in grid if cell.key in results]
     own = config.table.published if config.table.published_model == config.model.name else ()
     markdown = render.markdown(grid, here, [tuple(number) for number in own])
-    (out / "table.md").write_text(markdown)
-    render.write_csv(here, out / "table.csv")
-    render.plot(here, out / "top1.png")
+    if hosts.first():
+        (out / "table.md").write_text(markdown)
+        render.write_csv(here, out / "table.csv")
+        render.plot(here, out / "top1.png")
     return markdown
 
 
@@ -49,10 +49,7 @@ def compute(grid: list[Cell], results: dict[str, dict], config) -> list[str]:
         if cell.key not in results:
             groups.setdefault(cell.quant_key, {})[cell.key] = cell
     failures = []
-    with (
-        tqdm(desc="results", unit="result", total=sum(map(len, groups.values()))) as bar,
-        (out / "results.jsonl").open("a") as file,
-    ):
+    with tqdm(desc="results", unit="result", total=sum(map(len, groups.values()))) as bar:
         for quant_key, cells_by_key in groups.items():
             group = list(cells_by_key.values())
             name = f"{group[0].row}, {group[0].alphabet} bit" if group[0].quant else group[0].row
@@ -61,8 +58,7 @@ def compute(grid: list[Cell], results: dict[str, dict], config) -> list[str]:
             try:
                 for result in experiment.results(group, store):
                     results[result["key"]] = result
-                    file.write(json.dumps(result) + "\n")
-                    file.flush()
+                    append_result(out / "results.jsonl", result)
                     render_all(grid, results, config)
                     bar.update()
                 store.clear()
@@ -76,7 +72,8 @@ def main(_):
     config = common.get_config()
     grid = cells(config, common.checkpoint_digest(config))
     out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
+    if hosts.first():
+        out.mkdir(parents=True, exist_ok=True)
     results = read_results(out / "results.jsonl")
     before = sum(cell.key in results for cell in grid)
     failures = [] if _RENDER_ONLY.value else compute(grid, results, config)

@@ -1,10 +1,12 @@
 """A model as a chain of stages, each the input of the next: what the pipeline quantizes piece by piece."""
 
+import contextlib
 import dataclasses
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,23 @@ def stages_of(model: nn.Module) -> list[Stage]:
     """`model.stages()` where it has that method, else the whole model as one stage."""
     stages = getattr(model, "stages", None)
     return stages() if callable(stages) else [Stage(model)]
+
+
+FORWARD_DTYPES = ("float32", "bfloat16")
+
+
+@contextlib.contextmanager
+def forward_precision(dtype: str):
+    """Products of the forward pass in true float32 on every backend (TPUs default to bfloat16), or in bfloat16."""
+    with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
+        yield
+
+
+def cast(tree: Any, dtype: str) -> Any:
+    """Floating-point leaves in bfloat16 where `dtype` says so, else as they are."""
+    if dtype == "float32":
+        return tree
+    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
 
 
 def run_stage(stage: Stage, params: Any, x: jax.Array) -> jax.Array:

@@ -70,8 +70,8 @@ def quantize(
       centering: "mean" quantizes W − 1·z with z the column means and puts the mean back as an offset, corrected for
         the input's change: z · ⟨X1, X̃1⟩ / ‖X̃1‖² (asymmetric quantization). "none" for no offset.
       block_size: coordinates per block. Speed only, not the result.
-      channel_chunk: channels solved at a time, all on None, but on CPU about 1,000, for the caches. Memory and speed
-        only, not the result.
+      channel_chunk: channels solved at a time. None for all, but about 1,000 on one CPU, for its caches. Memory and
+        speed only, not the result.
 
     Returns:
       QuantizedMatrix with info: cosine (C,) = cos∠(Xw, X̃q) of the (centred) channel; sweeps (C,) int32 passes made,
@@ -104,14 +104,17 @@ def quantize(
         sweeps=sweeps,
         both_signs=not is_symmetric(alphabet),
         block_size=block_size,
-        channel_chunk=channel_chunk or _chunk_for_caches(kernel.shape[1]),
+        channel_chunk=channel_chunk or _chunk_for_caches(kernel),
     )
     info = {f.name: getattr(solution, f.name) for f in dataclasses.fields(solution) if f.name not in ("codes", "scale")}
     return QuantizedMatrix(solution.codes, jnp.asarray(alphabet, dtype), solution.scale, offset, info)
 
 
-def _chunk_for_caches(channels):
-    return -(-channels // -(-channels // 1024)) if jax.default_backend() == "cpu" else None
+def _chunk_for_caches(kernel):
+    if jax.default_backend() != "cpu" or isinstance(kernel, jax.core.Tracer) or len(kernel.sharding.device_set) > 1:
+        return None
+    channels = kernel.shape[1]
+    return -(-channels // -(-channels // 1024))
 
 
 @jax.tree_util.register_dataclass
@@ -143,11 +146,12 @@ def solve(W, stats, levels, *, sweeps, both_signs, block_size, channel_chunk) ->
 def _solve_channels(stats, levels, sweeps, block_size, W):
     """Greedy start and sweeps for the channels W (N, C): q (N, C) and the facts of each."""
     N, diagonal = W.shape[0], jnp.diagonal(stats.H)
-    H, Gt = (pad_square(M, block_size) for M in (stats.H, stats.G.T))
+    H = pad_square(stats.H, block_size)
+    Gt = None if stats.one_stream else pad_square(stats.G.T, block_size)
     first_level = levels.nearest(W / least_squares_scale(W, levels)[None, :])
-    y_norm = jnp.sqrt(jnp.maximum(quadratic_form(stats.F, W), 0))
     start_h = lower_matmul(stats.G, W)
     h = matmul(stats.G, W)
+    y_norm = jnp.sqrt(jnp.maximum((W * h).sum(0) if stats.one_stream else quadratic_form(stats.F, W), 0))
     W, start_h, h, first_level = pad_rows((W, start_h, h, first_level), block_size)
     diagonals = pad_rows((diagonal, jnp.diagonal(stats.G)), block_size)
 
@@ -186,7 +190,7 @@ def _greedy_start(H, Gt, diagonals, levels, block_size, W, start_h, first_level)
 
     def choose(diagonals, row, products, _q, state):
         w, h, first = row
-        d, g = products  # ⟨s, X̃_t⟩ and ⟨s, X_t⟩
+        d, g = products[0], products[-1]  # ⟨s, X̃_t⟩ and ⟨s, X_t⟩
         a, c = state
         return best_level(levels, first, a + w * g, c, h, d, diagonals[0], size=0.0)  # y gains w_t X_t first
 
@@ -194,13 +198,13 @@ def _greedy_start(H, Gt, diagonals, levels, block_size, W, start_h, first_level)
         w, h, _ = row
         a, c = state
         H_tt, G_tt = diagonals
-        v, g = products  # with p X̃_t in s already
+        v, g = products[0], products[-1]  # with p X̃_t in s already
         return a + w * (g - p * G_tt) + p * h, c + p * (2 * v - p * H_tt)
 
     zero, rows = jnp.zeros(W.shape[1], W.dtype), (W, start_h, first_level)
     q, (_, c) = blocked_pass(
         choose,
-        (H, Gt),
+        (H,) if Gt is None else (H, Gt),
         diagonals,
         rows,
         jnp.zeros_like(W),

@@ -26,7 +26,7 @@ def check_problem(kernel: jax.Array, stats: GramStats, alphabet) -> np.ndarray:
     if not isinstance(stats.count, jax.core.Tracer):
         if stats.count == 0:
             raise ValueError("no calibration rows: the statistics are empty; update them with at least one batch")
-        if not _all_finite((stats.H, stats.G, stats.F)):
+        if not _all_finite(stats):
             raise ValueError("NaN or infinity in the calibration statistics: the layer's inputs are not all finite")
     if not isinstance(kernel, jax.core.Tracer) and not _all_finite(kernel):
         raise ValueError(f"NaN or infinity in the kernel of shape {kernel.shape}")

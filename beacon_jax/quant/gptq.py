@@ -13,7 +13,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.scipy.linalg import cho_solve
 
 from beacon_jax.quant import beacon
@@ -85,10 +84,8 @@ def _solve(W, stats, levels, s, z, damping, *, act_order, block_size):
     ridge = damping * jnp.where(diagonal.sum() > 0, diagonal.mean(), 1)
     H = stats.H + ridge * jnp.eye(N, dtype=W.dtype)
 
-    def correct(W):
-        return W + cho_solve((jnp.linalg.cholesky(H), True), matmul(stats.G - stats.H, W))
-
-    W = lax.cond(jnp.array_equal(stats.G, stats.H), lambda W: W, correct, W)
+    if not stats.one_stream:
+        W = W + cho_solve((jnp.linalg.cholesky(H), True), matmul(stats.G - stats.H, W))
     order = jnp.argsort(-diagonal, stable=True) if act_order else jnp.arange(N)
     H, W = H[order][:, order], W[order]
     R = jnp.linalg.cholesky(H[::-1, ::-1])[::-1, ::-1].T

@@ -18,23 +18,45 @@ from beacon_jax.quant.sweep import matmul
 class GramStats:
     """Sums over the calibration rows of one layer.
 
-    Invariants: H = X̃ᵀX̃, G = X̃ᵀX, F = XᵀX, each (N, N), H and F symmetric positive semidefinite; sum_x = Xᵀ1 and
-    sum_xt = X̃ᵀ1, each (N,); count is m, a float scalar. Float32, or float64 where the inputs were.
+    H = X̃ᵀX̃ and, where X̃ differs from X, G = X̃ᵀX and F = XᵀX, each (N, N), H and F symmetric positive semidefinite;
+    sum_x = Xᵀ1 and sum_xt = X̃ᵀ1, each (N,); count is m, a float scalar. Float32, or float64 where the inputs were.
+
+    Invariants: `cross` is (G, F, sum_x), or None where all rows came from one stream (X̃ = X): then G and F are H
+    itself, and a solver can tell so at trace time.
     """
 
     H: jax.Array
-    G: jax.Array
-    F: jax.Array
-    sum_x: jax.Array
     sum_xt: jax.Array
     count: jax.Array
+    cross: tuple[jax.Array, jax.Array, jax.Array] | None = None
 
     @classmethod
-    def zeros(cls, n: int, dtype=jnp.float32) -> "GramStats":
-        """Statistics of no rows at all, for inputs of width n."""
+    def zeros(cls, n: int, dtype=jnp.float32, *, streams: int = 1) -> "GramStats":
+        """Statistics of no rows at all, for inputs of width n; streams=2 makes room for X̃ ≠ X from the start."""
         # Arrays of their own each, so that the statistics can be donated to a jitted update.
-        squares, rows = ([jnp.zeros(shape, dtype) for _ in range(k)] for shape, k in (((n, n), 3), ((n,), 2)))
-        return cls(*squares, *rows, jnp.zeros((), dtype))
+        H, sum_xt = jnp.zeros((n, n), dtype), jnp.zeros(n, dtype)
+        cross = None if streams == 1 else (jnp.zeros((n, n), dtype), jnp.zeros((n, n), dtype), jnp.zeros(n, dtype))
+        return cls(H, sum_xt, jnp.zeros((), dtype), cross)
+
+    @property
+    def G(self) -> jax.Array:
+        """X̃ᵀX, (N, N)."""
+        return self.H if self.cross is None else self.cross[0]
+
+    @property
+    def F(self) -> jax.Array:
+        """XᵀX, (N, N)."""
+        return self.H if self.cross is None else self.cross[1]
+
+    @property
+    def sum_x(self) -> jax.Array:
+        """Xᵀ1, (N,)."""
+        return self.sum_xt if self.cross is None else self.cross[2]
+
+    @property
+    def one_stream(self) -> bool:
+        """Whether all rows came from one stream, so that G = F = H."""
+        return self.cross is None
 
     @property
     def width(self) -> int:
@@ -56,17 +78,20 @@ class GramStats:
             if rows is not None and rows.shape[-1] != self.width:
                 raise ValueError(f"{name} has width {rows.shape[-1]}, but these statistics are for {self.width} inputs")
         x = x.reshape(-1, self.width).astype(self.H.dtype)
-        F = matmul(x.T, x)
-        if x_tilde is None:
-            x_tilde, H, G = x, F, F
-        else:
-            x_tilde = x_tilde.reshape(-1, self.width).astype(self.H.dtype)
-            if x_tilde.shape != x.shape:
-                raise ValueError(f"x and x_tilde must have the same rows, got {x.shape} and {x_tilde.shape}")
-            H, G = matmul(x_tilde.T, x_tilde), matmul(x_tilde.T, x)
         rows = jnp.asarray(x.shape[0], self.H.dtype)
-        return self.combine(GramStats(H, G, F, x.sum(0), x_tilde.sum(0), rows))
+        if x_tilde is None:
+            return self.combine(GramStats(matmul(x.T, x), x.sum(0), rows))
+        x_tilde = x_tilde.reshape(-1, self.width).astype(self.H.dtype)
+        if x_tilde.shape != x.shape:
+            raise ValueError(f"x and x_tilde must have the same rows, got {x.shape} and {x_tilde.shape}")
+        cross = matmul(x_tilde.T, x), matmul(x.T, x), x.sum(0)
+        return self.combine(GramStats(matmul(x_tilde.T, x_tilde), x_tilde.sum(0), rows, cross))
 
     def combine(self, other: "GramStats") -> "GramStats":
         """Statistics of the rows of both."""
+        if self.one_stream != other.one_stream:
+            self, other = self._with_cross(), other._with_cross()
         return jax.tree.map(jnp.add, self, other)
+
+    def _with_cross(self):
+        return dataclasses.replace(self, cross=(self.G, self.F, self.sum_x))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.quantized import QuantizedMatrix
-from beacon_jax.quant.sweep import matmul
+from beacon_jax.quant.sweep import matmul, quadratic_form
 
 
 def relative_output_error(kernel: jax.Array, quantized: QuantizedMatrix, stats: GramStats) -> jax.Array:
@@ -23,14 +23,15 @@ def cosines(kernel: jax.Array, quantized: QuantizedMatrix, stats: GramStats) -> 
 def _output_errors(W, W_hat, stats):
     # ‖X̃E + (X − X̃)W‖² with E = W − Ŵ: no cancellation of large terms when Ŵ ≈ W and X̃ ≈ X.
     E = W - W_hat
-    change = stats.F - stats.G - stats.G.T + stats.H
-    error = (E * matmul(stats.H, E)).sum(0) + 2 * (E * matmul(stats.G - stats.H, W)).sum(0)
-    error = error + (W * matmul(change, W)).sum(0)
-    return jnp.maximum(error, 0), (W * matmul(stats.F, W)).sum(0)
+    error = quadratic_form(stats.H, E)
+    if not stats.one_stream:
+        change = stats.F - stats.G - stats.G.T + stats.H
+        error = error + 2 * (E * matmul(stats.G - stats.H, W)).sum(0) + quadratic_form(change, W)
+    return jnp.maximum(error, 0), quadratic_form(stats.F, W)
 
 
 @jax.jit
 def _cosines(W, W_hat, stats):
     cross = (W_hat * matmul(stats.G, W)).sum(0)
-    norm = jnp.sqrt(jnp.maximum((W * matmul(stats.F, W)).sum(0) * (W_hat * matmul(stats.H, W_hat)).sum(0), 0))
+    norm = jnp.sqrt(jnp.maximum(quadratic_form(stats.F, W) * quadratic_form(stats.H, W_hat), 0))
     return jnp.where(norm > 0, cross / jnp.where(norm > 0, norm, 1), 0)

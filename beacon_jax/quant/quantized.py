@@ -34,3 +34,12 @@ class QuantizedMatrix:
         """The (N, C) kernel Ŵ."""
         kernel = self.scale[None, :] * self.alphabet[self.codes.astype(jnp.int32)]
         return kernel if self.offset is None else kernel + self.offset[None, :]
+
+    def first_channels(self, count: int) -> "QuantizedMatrix":
+        """The same of the first `count` output channels alone."""
+        if count == self.shape[1]:
+            return self
+        codes, scale, offset, info = jax.tree.map(
+            lambda a: a[..., :count], (self.codes, self.scale, self.offset, self.info)
+        )
+        return QuantizedMatrix(codes, self.alphabet, scale, offset, info)

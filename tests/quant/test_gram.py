@@ -26,7 +26,20 @@ def test_batches_add_up_to_the_whole(x64, rng):
 
 def test_one_stream_and_equal_streams_agree_exactly(rng):
     X = rng.normal(size=(20, 5))
-    chex.assert_trees_all_equal(gram(X, dtype=jnp.float32), gram(X, X.copy(), dtype=jnp.float32))
+    one, two = gram(X, dtype=jnp.float32), gram(X, X.copy(), dtype=jnp.float32)
+    assert one.one_stream and not two.one_stream
+    for name in ("H", "G", "F", "sum_x", "sum_xt", "count"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+
+
+def test_streams_can_begin_to_differ_later(x64, rng):
+    _, X, X_tilde = make_problem(rng, "mismatch", 7, 1, rows=30)
+    mixed = gram(X[:10]).combine(gram(X[10:], X_tilde[10:]))
+    whole = gram(X, np.concatenate([X[:10], X_tilde[10:]]))
+    chex.assert_trees_all_close(mixed, whole)
+    empty = GramStats.zeros(7, jnp.float64, streams=2)
+    chex.assert_trees_all_close(empty.update(jnp.asarray(X), jnp.asarray(X_tilde)), gram(X, X_tilde))
+    chex.assert_trees_all_equal_structs(empty, whole)
 
 
 def test_low_precision_inputs_are_summed_in_float32(rng):

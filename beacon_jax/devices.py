@@ -1,0 +1,106 @@
+"""Several devices, of one host or of many: a mesh with an axis for rows of data and one for output channels.
+
+Calibration and test images are sharded over the axis "data"; XLA adds the devices' Gram matrices up. A layer's channels
+are independent, so the solver shards them over all devices, and they exchange nothing but whether all are done. Every
+process reads the same images and keeps the rows of its own devices.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+DATA, MODEL = "data", "model"
+
+
+def make_mesh(data: int = 0, model: int = 1) -> Mesh | None:
+    """A mesh of all devices of all processes: `data` × `model`, data = 0 for as many as model leaves.
+
+    None where there is one device.
+
+    Raises:
+      ValueError: data × model is not the number of devices.
+    """
+    count = jax.device_count()
+    if data < 0 or model < 1 or (data or count // model) * model != count:
+        raise ValueError(
+            f"a mesh of data={data} × model={model} does not fit {count} devices; data=0 takes what is left"
+        )
+    if count == 1:
+        return None
+    return jax.make_mesh((count // model, model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where arrays lie on a mesh; with mesh None, on the default device, and every method leaves them as they are."""
+
+    mesh: Mesh | None = None
+
+    def by_rows(self, count: int) -> NamedSharding | None:
+        """Of arrays of `count` rows: over "data", or whole on every device where they cannot be divided evenly."""
+        if self.mesh is None:
+            return None
+        return NamedSharding(self.mesh, PartitionSpec() if count % self.mesh.shape[DATA] else PartitionSpec(DATA))
+
+    @property
+    def replicated(self) -> NamedSharding | None:
+        """Whole on every device."""
+        return None if self.mesh is None else NamedSharding(self.mesh, PartitionSpec())
+
+    def rows(self, batch: np.ndarray) -> jax.Array | np.ndarray:
+        """A batch (B, …), the same in every process, as a global array by rows."""
+        return self.restored(self.own_rows(batch), len(batch))
+
+    def own_rows(self, batch: jax.Array | np.ndarray) -> np.ndarray:
+        """The rows of a batch that this process's devices hold, in order; what it keeps of the batch."""
+        if self.mesh is None:
+            return np.asarray(batch)
+        if isinstance(batch, jax.Array):
+            parts = {shard.index[0].start or 0: shard.data for shard in batch.addressable_shards}
+        else:
+            parts = {start: batch[start:stop] for start, stop in self._own_ranges(len(batch))}
+        return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+    def restored(self, own: np.ndarray, count: int) -> jax.Array | np.ndarray:
+        """The global array of `count` rows by rows, from what `own_rows` gave in each process."""
+        if self.mesh is None:
+            return own
+        ranges = self._own_ranges(count)
+        ends = np.cumsum([stop - start for start, stop in ranges])
+        held = {start: own[end - (stop - start) : end] for (start, stop), end in zip(ranges, ends, strict=True)}
+        shape, sharding = (count, *own.shape[1:]), self.by_rows(count)
+        return jax.make_array_from_callback(shape, sharding, lambda index: held[index[0].start or 0])
+
+    def everywhere(self, tree: Any) -> Any:
+        """A pytree whole on every device; what each process passes must be the same, or be global arrays."""
+        if self.mesh is None:
+            return tree
+
+        def place(a):
+            if isinstance(a, jax.Array) and not a.is_fully_addressable:
+                return a if a.sharding.is_fully_replicated else jax.device_put(a, self.replicated)
+            host = np.asarray(a)
+            return jax.make_array_from_callback(host.shape, self.replicated, lambda index: host[index])
+
+        return jax.tree.map(place, tree)
+
+    def by_channels(self, kernel: jax.Array) -> jax.Array:
+        """A kernel (N, C) with its channels over all devices, zero ones appended until they can be divided evenly."""
+        if self.mesh is None:
+            return kernel
+        channels = kernel.shape[1]
+        padded = np.pad(np.asarray(kernel), [(0, 0), (0, -channels % math.prod(self.mesh.shape.values()))])
+        sharding = NamedSharding(self.mesh, PartitionSpec(None, (DATA, MODEL)))
+        return jax.make_array_from_callback(padded.shape, sharding, lambda index: padded[index])
+
+    def constrained(self, tree: Any, sharding: NamedSharding | None) -> Any:
+        """Inside jit: the tree, to be laid out so."""
+        return tree if sharding is None else jax.lax.with_sharding_constraint(tree, sharding)
+
+    def _own_ranges(self, count):
+        indices = self.by_rows(count).addressable_devices_indices_map((count,)).values()
+        return sorted({index[0].indices(count)[:2] for index in indices})
