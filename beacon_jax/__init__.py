@@ -1,6 +1,7 @@
 """Beacon post-training quantization (arXiv 2508.20293) in JAX/Flax."""
 
 from beacon_jax.checkpoint import load_params, load_quantized, save_params, save_quantized
+from beacon_jax.devices import make_mesh
 from beacon_jax.evaluate import evaluate
 from beacon_jax.norm_tuning import NormTuning, tune_norms
 from beacon_jax.pipeline import LayerReport, QuantizedModel, quantize_model
@@ -23,6 +24,7 @@ __all__ = [
     "load_params",
     "load_quantized",
     "make_alphabet",
+    "make_mesh",
     "quantize_model",
     "save_params",
     "save_quantized",

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 8)  # simulated ones, for meshes; all else runs on the first
 
 
 def pytest_configure(config):

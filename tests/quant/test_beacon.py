@@ -44,6 +44,8 @@ def test_equals_the_oracle(x64, N, C):
     for kind, name, W, X, X_tilde in oracle_problems(N, C):
         alphabet = make_alphabet(name)
         q, c, history, fixed = oracle.beacon(W, X, X_tilde, alphabet, SWEEPS)
+        if N > 8:  # as two streams; the smaller sizes test statistics of one as well, which compile once more
+            X_tilde = X_tilde.copy()
         result = quantize64(W, X, X_tilde, alphabet)
         np.testing.assert_array_equal(levels_of(result), q, err_msg=f"{kind} {name}")
         np.testing.assert_allclose(result.scale, c, rtol=1e-8, atol=1e-12)
