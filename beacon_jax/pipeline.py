@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from beacon_jax.devices import Placement
 from beacon_jax.layers import Layer, check_rows, find_layers, lifted_layers_refused, subtree
 from beacon_jax.models.capture import apply_with_inputs
-from beacon_jax.models.stages import Stage, cast, forward_precision, run_stage, stages_of
+from beacon_jax.models.stages import Stage, run_in, run_stage, stages_of
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.methods import METHODS
 from beacon_jax.quant.metrics import cosines, relative_output_error
@@ -67,14 +67,15 @@ class Forward:
 
     def inputs(self, params: Any, x: jax.Array) -> dict[str, jax.Array]:
         """The inputs of the stage's layers."""
-        with forward_precision(self.dtype):
-            params, x = cast((params, x), self.dtype)
+
+        def run(params, x):
             return apply_with_inputs(self.stage.module, params, x, self.stage.method)[1]
+
+        return run_in(self.dtype, run, params, x)
 
     def output(self, params: Any, x: jax.Array) -> jax.Array:
         """The stage's output."""
-        with forward_precision(self.dtype):
-            return run_stage(self.stage, *cast((params, x), self.dtype))
+        return run_in(self.dtype, functools.partial(run_stage, self.stage), params, x)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from beacon_jax import load_params
 from beacon_jax.checkpoint import saved_model
 from beacon_jax.data import Batches
 from beacon_jax.devices import Placement
-from beacon_jax.models.stages import cast, forward_precision
+from beacon_jax.models.stages import run_in
 from beacon_jax.models.vit import NORMALIZATION, ViT, create_vit
 from experiments import hosts
 
@@ -108,9 +108,8 @@ def apply_function(model: ViT, dtype: str = "float32", placement: Placement = Pl
     """
 
     def apply(params, images):
-        with forward_precision(dtype):
-            params, images = cast((params, images), dtype)
-            logits = model.apply({"params": params}, images).astype(jnp.float32)
+        logits = run_in(dtype, lambda params, x: model.apply({"params": params}, x), params, images)
+        logits = logits.astype(jnp.float32)
         return placement.constrained(logits, placement.replicated)
 
     return jax.jit(apply)

@@ -49,7 +49,7 @@ def cells(config: ConfigDict, checkpoint: str) -> list[Cell]:
         title += f", {size} images" if len(sizes) > 1 else ""
         title += TUNED if tuning else ""
         for alphabet, seed in itertools.product(alphabets, tuple(table.seeds) or (config.seed,)):
-            quant = {**config.quant.to_dict(), **row, "alphabet": alphabet, "forward_dtype": config.forward_dtype}
+            quant = {**_quant(config), **row, "alphabet": alphabet}
             quant["options"] = _own_sweeps(table, quant, alphabet)
             QuantSpec.from_dict(quant)
             grid.append(_cell(config, checkpoint, title, alphabet, seed, size, quant, tuning))
@@ -58,11 +58,15 @@ def cells(config: ConfigDict, checkpoint: str) -> list[Cell]:
 
 def single_cell(config: ConfigDict, checkpoint: str) -> Cell:
     """The one cell that config.quant and config.norm_tuning describe."""
-    quant = {**config.quant.to_dict(), "forward_dtype": config.forward_dtype}
+    quant = _quant(config)
     QuantSpec.from_dict(quant)
     tuning = norm_tuning_fields(config) if config.norm_tuning.enabled else None
     count = config.data.calibration_images
     return _cell(config, checkpoint, quant["method"], str(quant["alphabet"]), config.seed, count, quant, tuning)
+
+
+def _quant(config: ConfigDict) -> dict:
+    return {**config.quant.to_dict(), "forward_dtype": config.forward_dtype}
 
 
 def _rows(config: ConfigDict):

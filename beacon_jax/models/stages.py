@@ -1,7 +1,7 @@
 """A model as a chain of stages, each the input of the next: what the pipeline quantizes piece by piece."""
 
-import contextlib
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -47,18 +47,16 @@ def stages_of(model: nn.Module) -> list[Stage]:
 FORWARD_DTYPES = ("float32", "bfloat16")
 
 
-@contextlib.contextmanager
-def forward_precision(dtype: str):
-    """Products of the forward pass in true float32 on every backend (TPUs default to bfloat16), or in bfloat16."""
+def run_in(dtype: str, run: Callable, params: Any, x: jax.Array) -> Any:
+    """run(params, x) in a dtype of FORWARD_DTYPES.
+
+    "float32" leaves the arrays as they are and makes products true float32 on every backend (TPUs default to bfloat16);
+    "bfloat16" casts what is floating point.
+    """
+    if dtype != "float32":
+        params, x = jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, (params, x))
     with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
-        yield
-
-
-def cast(tree: Any, dtype: str) -> Any:
-    """Floating-point leaves in bfloat16 where `dtype` says so, else as they are."""
-    if dtype == "float32":
-        return tree
-    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
+        return run(params, x)
 
 
 def run_stage(stage: Stage, params: Any, x: jax.Array) -> jax.Array:

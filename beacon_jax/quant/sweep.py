@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-STRIPES = 4
+STRIPES = 4  # pieces of a triangular product, each as long as what is not zero
 INNER = 8  # rows whose products follow every single choice
 
 
