@@ -286,10 +286,10 @@ def test_memory_is_constant_in_the_number_of_images(problem):
 
 def test_one_trace_per_layer_shape(problem):
     params, batches = problem
-    beacon.solve.clear_cache()
+    beacon.solve.wide.clear_cache()
     for alphabet in ("1.58", "2", "4"):
         quantize_model(MODEL, params, batches, QuantSpec(alphabet=alphabet))
-    assert beacon.solve._cache_size() == 4
+    assert beacon.solve.wide._cache_size() == 4
 
 
 @pytest.mark.parametrize(

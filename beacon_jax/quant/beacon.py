@@ -24,11 +24,13 @@ from jax import lax
 from beacon_jax.quant.alphabets import Levels, is_symmetric
 from beacon_jax.quant.best_level import best_level
 from beacon_jax.quant.checks import check_count, check_problem
+from beacon_jax.quant.compiling import jit_solver
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.quantized import QuantizedMatrix
 from beacon_jax.quant.scales import least_squares_scale
 from beacon_jax.quant.sweep import (
     blocked_pass,
+    even_block,
     lower_matmul,
     map_channel_chunks,
     matmul,
@@ -47,7 +49,7 @@ def quantize(
     *,
     sweeps: int = 6,
     centering: str = "none",
-    block_size: int = 64,
+    block_size: int = 128,
     channel_chunk: int | None = None,
 ) -> QuantizedMatrix:
     """Beacon, Algorithm 1 of arXiv 2508.20293, from Gram statistics.
@@ -70,7 +72,7 @@ def quantize(
       sweeps: the paper's K, at least 0 (0 keeps the greedy start).
       centering: "mean" quantizes W − 1·z with z the column means and puts the mean back as an offset, corrected for
         the input's change: z · ⟨X1, X̃1⟩ / ‖X̃1‖² (asymmetric quantization). "none" for no offset.
-      block_size: coordinates per block. Speed only, not the result.
+      block_size: coordinates per block, at most. Speed only, not the result.
       channel_chunk: channels solved at a time. None for all, but about 1,000 on one CPU, for its caches. Memory and
         speed only, not the result.
 
@@ -104,7 +106,7 @@ def quantize(
         levels,
         sweeps=sweeps,
         both_signs=not is_symmetric(alphabet),
-        block_size=block_size,
+        block_size=even_block(kernel.shape[0], block_size),
         channel_chunk=channel_chunk or _chunk_for_caches(kernel),
     )
     info = {f.name: getattr(solution, f.name) for f in dataclasses.fields(solution) if f.name not in ("codes", "scale")}
@@ -131,7 +133,7 @@ class Solution:
     cosine_history: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("sweeps", "both_signs", "block_size", "channel_chunk"))
+@jit_solver("sweeps", "both_signs", "block_size", "channel_chunk")
 def solve(W, stats, levels, *, sweeps, both_signs, block_size, channel_chunk) -> Solution:
     """The solver behind `quantize`: one trace per layer shape and dtype, whatever the (evenly spaced) alphabet."""
     stats = _rescaled(stats)

@@ -23,19 +23,23 @@ def check_problem(kernel: jax.Array, stats: GramStats, alphabet) -> np.ndarray:
         raise ValueError(
             f"the statistics are for {stats.width} inputs, but the kernel of shape {kernel.shape} has {kernel.shape[0]}"
         )
-    if not isinstance(stats.count, jax.core.Tracer):
-        if stats.count == 0:
+    facts = _facts(stats, kernel)
+    if not isinstance(facts, jax.core.Tracer):
+        some_rows, finite_stats, finite_kernel = np.asarray(facts)
+        if not some_rows:
             raise ValueError("no calibration rows: the statistics are empty; update them with at least one batch")
-        if not _all_finite(stats):
+        if not finite_stats:
             raise ValueError("NaN or infinity in the calibration statistics: the layer's inputs are not all finite")
-    if not isinstance(kernel, jax.core.Tracer) and not _all_finite(kernel):
-        raise ValueError(f"NaN or infinity in the kernel of shape {kernel.shape}")
+        if not finite_kernel:
+            raise ValueError(f"NaN or infinity in the kernel of shape {kernel.shape}")
     return make_alphabet(alphabet)
 
 
 @jax.jit
-def _all_finite(arrays):
-    return jnp.stack([jnp.isfinite(a).all() for a in jax.tree.leaves(arrays)]).all()
+def _facts(stats, kernel):
+    """(3,) bool, in one call: there are rows; the statistics are finite; the kernel is."""
+    largest = [jnp.stack([jnp.abs(a).max() for a in jax.tree.leaves(tree)]) for tree in (stats, kernel)]
+    return jnp.stack([stats.count > 0, *(jnp.isfinite(a).all() for a in largest)])
 
 
 def check_count(name: str, value: int, minimum: int) -> None:

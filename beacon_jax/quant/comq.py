@@ -4,18 +4,17 @@ From Gram statistics: with v = Hq and h = Gw the best code at coordinate t, the 
 (h_t / s − (v_t − q_t H_tt)) / H_tt, and for fixed codes the best scale is s = ⟨h, q⟩ / ⟨q, v⟩.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from beacon_jax.quant.alphabets import Levels
 from beacon_jax.quant.checks import check_count, check_problem
+from beacon_jax.quant.compiling import jit_solver
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.quantized import QuantizedMatrix
 from beacon_jax.quant.scales import scale_and_offset
-from beacon_jax.quant.sweep import blocked_pass, matmul, pad_rows, pad_square, quadratic_form
+from beacon_jax.quant.sweep import blocked_pass, even_block, matmul, pad_rows, pad_square, quadratic_form
 
 ORDERS = ("natural", "greedy")
 
@@ -43,7 +42,7 @@ def quantize(
       scale: the first scale: "absmax" or "lsq".
       symmetric: True for scale · levels. False for a zero point, fixed by the first grid; the codes then fit w − z.
       order: "natural", or "greedy": descending ‖X̃_t‖ ‖W_t‖, one order for all channels of the layer.
-      block_size: coordinates per block. Speed only, not the result.
+      block_size: coordinates per block, at most. Speed only, not the result.
 
     Returns:
       QuantizedMatrix with info: objective (sweeps, C), ‖Xw − X̃ŵ‖² after each pass and scale update.
@@ -56,6 +55,7 @@ def quantize(
         raise ValueError(f"unknown order {order!r}; expected one of {', '.join(ORDERS)}")
     check_count("sweeps", sweeps, 1)
     check_count("block_size", block_size, 1)
+    block_size = even_block(kernel.shape[0], block_size)
     dtype = stats.H.dtype
     levels = Levels.of(alphabet, dtype)
     kernel = jnp.asarray(kernel, dtype)
@@ -67,7 +67,7 @@ def quantize(
     return QuantizedMatrix(codes, jnp.asarray(alphabet, dtype), s, None if symmetric else z, info)
 
 
-@functools.partial(jax.jit, static_argnames=("sweeps", "greedy", "block_size"))
+@jit_solver("sweeps", "greedy", "block_size")
 def _solve(W, stats, levels, s, z, *, sweeps, greedy, block_size):
     N = W.shape[0]
     H, diagonal = stats.H, jnp.diagonal(stats.H)

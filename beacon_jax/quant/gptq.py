@@ -9,8 +9,6 @@ weight has become
 a product with a fixed strictly lower matrix, which is what `sweep.blocked_pass` does fast.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import cho_solve
@@ -18,10 +16,11 @@ from jax.scipy.linalg import cho_solve
 from beacon_jax.quant import beacon
 from beacon_jax.quant.alphabets import Levels
 from beacon_jax.quant.checks import check_count, check_problem
+from beacon_jax.quant.compiling import jit_solver
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.quantized import QuantizedMatrix
 from beacon_jax.quant.scales import SCALES, nonzero, scale_and_offset
-from beacon_jax.quant.sweep import blocked_pass, lower_matmul, matmul, pad_rows, pad_square
+from beacon_jax.quant.sweep import blocked_pass, even_block, lower_matmul, matmul, pad_rows, pad_square
 
 
 def quantize(
@@ -49,7 +48,7 @@ def quantize(
       symmetric: True for scale · levels, False for a min/max grid with a zero point (an offset).
       act_order: round the coordinates in descending order of diag(H) instead of their natural order.
       damping: λ as a fraction of the mean of diag(H).
-      block_size: coordinates per block. Speed only, not the result.
+      block_size: coordinates per block, at most. Speed only, not the result.
 
     Raises:
       ValueError: as `check_problem`; unknown scale, or "beacon" with a zero point; damping not positive, or too small
@@ -57,6 +56,7 @@ def quantize(
     """
     alphabet = check_problem(kernel, stats, alphabet)
     check_count("block_size", block_size, 1)
+    block_size = even_block(kernel.shape[0], block_size)
     if not damping > 0:
         raise ValueError(f"damping must be positive, got {damping}")
     if scale not in (*SCALES, "beacon"):
@@ -76,7 +76,7 @@ def quantize(
     return QuantizedMatrix(codes, jnp.asarray(alphabet, dtype), s, None if symmetric else z)
 
 
-@functools.partial(jax.jit, static_argnames=("act_order", "block_size"))
+@jit_solver("act_order", "block_size")
 def _solve(W, stats, levels, s, z, damping, *, act_order, block_size):
     N = W.shape[0]
     diagonal = jnp.diagonal(stats.H)

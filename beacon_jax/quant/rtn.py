@@ -1,12 +1,11 @@
 """Round to nearest: the baseline that looks at the weights alone."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
 from beacon_jax.quant.alphabets import Levels
 from beacon_jax.quant.checks import check_problem
+from beacon_jax.quant.compiling import jit_solver
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.quantized import QuantizedMatrix
 from beacon_jax.quant.scales import scale_and_offset
@@ -38,7 +37,7 @@ def quantize(
     return QuantizedMatrix(codes, jnp.asarray(alphabet, dtype), s, None if symmetric else offset)
 
 
-@functools.partial(jax.jit, static_argnames=("scale", "symmetric"))
+@jit_solver("scale", "symmetric")
 def _round(W, levels, *, scale, symmetric):
     s, z = scale_and_offset(W, levels, scale, symmetric)
     return levels.index(levels.nearest((W - z[None, :]) / s[None, :])), s, z

@@ -3,14 +3,13 @@
 Beacon needs none of these; its tie rule uses `least_squares_scale` to decide the level of a channel's first code.
 """
 
-import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from beacon_jax.quant.alphabets import Levels, nearest_index
+from beacon_jax.quant.alphabets import Levels
 
 FRACTIONS = 100
 ROWS = 16
@@ -75,7 +74,9 @@ def _best_fraction(w: jax.Array, levels: Levels, full: jax.Array, offset: Callab
     z = jax.vmap(offset)(s)
     if levels.table is None:  # count in steps of the alphabet from its first level
         unit, shift = s * levels.step, z / s / levels.step + levels.first / levels.step
-        nearest = functools.partial(nearest_index, count=levels.count)
+
+        def nearest(x):  # of two equally near the even one, as the error is the same and the rounding cheaper
+            return jnp.clip(jnp.round(x), 0, levels.count - 1)
     else:
         unit, shift, nearest = s, z / s, levels.nearest
     inverse = 1 / unit

@@ -151,6 +151,13 @@ def _put(a, part, start, axis=0):
     return lax.dynamic_update_slice(a, part, starts, allow_negative_indices=False)
 
 
+def even_block(n: int, most: int) -> int:
+    """A block size of about `most` or less that cuts n coordinates into equal blocks with little padding."""
+    step = math.gcd(most, INNER)
+    size = -(-n // -(-n // most))
+    return size + -size % step
+
+
 def pad_rows(tree: Any, multiple: int) -> Any:
     """Appends zeros to axis 0 of (N,) and (N, C) arrays until `multiple` divides it."""
 
