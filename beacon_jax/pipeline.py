@@ -7,23 +7,19 @@ calibrated on inputs that carry the quantization of all layers before it.
 
 import contextlib
 import dataclasses
-import functools
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import numpy as np
 from flax.core import unfreeze
 from jax.sharding import Mesh
 
+from beacon_jax.calibration import calibrate, read_batches, stream_names
 from beacon_jax.devices import Placement
-from beacon_jax.layers import Layer, check_rows, find_layers, lifted_layers_refused, subtree
-from beacon_jax.models.capture import apply_with_inputs
-from beacon_jax.models.stages import Stage, run_in, run_stage, stages_of
+from beacon_jax.layers import Layer, check_rows, find_layers, subtree
+from beacon_jax.models.stages import stages_of
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.methods import METHODS
 from beacon_jax.quant.metrics import cosines, relative_output_error
@@ -55,27 +51,6 @@ class LayerReport:
     solve_seconds: float
     sweeps: float | None = None
     fixed_points: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Forward:
-    """How a stage is run: with which dtype, and on which devices."""
-
-    stage: Stage
-    dtype: str
-    placement: Placement
-
-    def inputs(self, params: Any, x: jax.Array) -> dict[str, jax.Array]:
-        """The inputs of the stage's layers."""
-
-        def run(params, x):
-            return apply_with_inputs(self.stage.module, params, x, self.stage.method)[1]
-
-        return run_in(self.dtype, run, params, x)
-
-    def output(self, params: Any, x: jax.Array) -> jax.Array:
-        """The stage's output."""
-        return run_in(self.dtype, functools.partial(run_stage, self.stage), params, x)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,16 +101,16 @@ def quantize_model(
     stages, placement, finished = stages_of(model), Placement(mesh), finished or {}
     params = placement.everywhere(unfreeze(params))
     with contextlib.ExitStack() as stack:
-        streams = [stack.enter_context(ActivationStream(spec.activations, placement)) for _ in _stream_names(spec)]
-        shapes = _read_batches(batches, streams)
+        streams = [stack.enter_context(ActivationStream(spec.activations, placement)) for _ in stream_names(spec)]
+        shapes = read_batches(batches, streams)
         found = find_layers(stages, params, shapes)
         plan, layers = plan_layers(found, spec, sum(shape[0] * n for (shape, _), n in shapes.items()))
         _check_finished(finished, plan, found)
         result = QuantizedModel(jax.tree.map(lambda a: a, params), {}, [])
-        trees = [params if which == "float" else result.params for which in _stream_names(spec)]
+        trees = [params if which == "float" else result.params for which in stream_names(spec)]
         known = dict(float_stats or {}) if spec.calibrate_on == "float" else {}
         wanted = {name: layer for name, layer in layers.items() if name not in finished and name not in known}
-        for name, stats, seconds in _calibrate(stages, layers, wanted, trees, streams, spec, placement):
+        for name, stats, seconds in calibrate(stages, layers, wanted, trees, streams, spec, placement):
             if name in finished:
                 report, matrix = finished[name][0], placement.everywhere(finished[name][1])
             else:
@@ -161,92 +136,12 @@ def plan_layers(found: dict[str, Layer], spec: QuantSpec, images: int) -> tuple[
     return plan, layers
 
 
-def _stream_names(spec: QuantSpec) -> tuple[str, ...]:
-    return ("float", "quantized") if spec.calibrate_on == "both" else (spec.calibrate_on,)
-
-
-def _read_batches(batches: Iterable[jax.Array], streams: list[ActivationStream]) -> Counter:
-    """Puts the batches into every stream; returns how many there are of each (shape, dtype)."""
-    if isinstance(batches, (np.ndarray, jax.Array)):
-        raise ValueError(f"expected several batches, got one array of shape {batches.shape}; put it into a list")
-    shapes = Counter()
-    for i, batch in enumerate(batches):
-        if not isinstance(batch, (np.ndarray, jax.Array)):
-            raise ValueError(
-                f"calibration batches are arrays of inputs alone, but batch {i} is a {type(batch).__name__}"
-            )
-        batch = np.asarray(batch)
-        if batch.ndim == 0 or batch.size == 0:
-            raise ValueError(f"calibration batch {i} is empty, of shape {batch.shape}")
-        if not np.isfinite(batch).all():
-            raise ValueError(f"calibration batch {i} holds NaN or infinity")
-        shapes[batch.shape, batch.dtype] += 1
-        for stream in streams:
-            stream.append(batch)
-    if not shapes:
-        raise ValueError("no calibration batches: at least one is needed")
-    return shapes
-
-
 def _check_finished(finished, plan: dict[str, LayerPlan], found: dict[str, Layer]) -> None:
     for name, (report, matrix) in finished.items():
         expected = None if name not in plan else (found[name].shape, plan[name].method, plan[name].alphabet_name)
         given = matrix.shape, report.method, report.alphabet
         if given != expected:
             raise ValueError(f"the finished layer {name} ({given}) does not fit this model and spec ({expected})")
-
-
-def _calibrate(
-    stages: list[Stage],
-    layers: dict[str, Layer],
-    wanted: dict[str, Layer],
-    trees: list[Any],
-    streams: list[ActivationStream],
-    spec: QuantSpec,
-    placement: Placement,
-) -> Iterator[tuple[str, GramStats | None, float]]:
-    """Yields (layer name, its statistics or None where they are not wanted, seconds) in the order of the layers.
-
-    A layer's statistics are collected when it is asked for, on the parameters that `trees` hold by then: those of the
-    quantized model carry the quantization of all layers before it.
-    """
-    last = max((layer.stage for layer in wanted.values()), default=-1)
-    for i, stage in enumerate(stages):
-        forward = Forward(stage, spec.forward_dtype, placement)
-        for group in _groups([name for name, layer in layers.items() if layer.stage == i], layers, spec):
-            start = time.perf_counter()
-            empty = {}
-            for name in group:
-                if name in wanted:
-                    dtype = jnp.promote_types(jnp.float32, subtree(trees[0], name)["kernel"].dtype)
-                    empty[layers[name].source] = GramStats.zeros(layers[name].shape[0], dtype, streams=len(streams))
-            collected = _collect(forward, empty, [stage.select(tree) for tree in trees], streams)
-            seconds = (time.perf_counter() - start) / max(len(wanted.keys() & set(group)), 1)
-            for name in group:
-                yield name, collected.get(layers[name].source), seconds if name in wanted else 0.0
-        if i < last:
-            for tree, stream in zip(trees, streams, strict=True):
-                stream.advance(functools.partial(_run, forward, stage.select(tree)))
-
-
-def _groups(names: list[str], layers: dict[str, Layer], spec: QuantSpec) -> list[list[str]]:
-    """The layers of a stage that one pass serves: all, where float inputs do not change; else those of one input."""
-    if spec.calibrate_on == "float":
-        return [names]
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(layers[name].source, []).append(name)
-    return list(groups.values())
-
-
-def _collect(forward: Forward, stats: dict[str, GramStats], sources: list[Any], streams: list[ActivationStream]):
-    """Runs the streams through the stage, each on its source of parameters, and adds to the statistics."""
-    if stats:
-        stats = forward.placement.everywhere(stats)
-        with lifted_layers_refused():
-            for batches in zip(*streams, strict=True):
-                stats = _add_batch(forward, stats, sources, batches)
-    return jax.block_until_ready(stats)
 
 
 def _quantize_layer(name: str, params: Any, plan: LayerPlan, stats: GramStats, gram_seconds: float, placement):
@@ -278,17 +173,3 @@ def _quantize_layer(name: str, params: Any, plan: LayerPlan, stats: GramStats, g
 
 
 _OPTIONAL = {"sweeps": "sweeps", "fixed_points": "fixed_point"}
-
-
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _add_batch(forward, stats, sources, batches):
-    """Adds a batch to the layers' statistics. Only their inputs are asked for, so XLA drops what lies behind them."""
-    captured = [forward.inputs(params, x) for params, x in zip(sources, batches, strict=True)]
-    stats = {local: own.update(*(inputs[local] for inputs in captured)) for local, own in stats.items()}
-    return forward.placement.constrained(stats, forward.placement.replicated)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _run(forward, params, x):
-    y = forward.output(params, x)
-    return forward.placement.constrained(y, forward.placement.by_rows(len(y)))

@@ -18,6 +18,7 @@ from beacon_jax.quant.methods import METHODS
 from beacon_jax.streams import STORAGES
 
 CALIBRATE_ON = ("float", "quantized", "both")
+FLOAT_INPUTS = ("recomputed", "kept")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +50,16 @@ class QuantSpec:
       rules: exceptions, LayerRule or dicts of its fields; a rule's layers are quantized even where `layers` does not
         match, and of several matching rules the last counts.
       activations: where calibration activations wait between stages: "disk" (constant memory) or "memory".
+      float_inputs: with calibrate_on "both", whether the float model's layer inputs are "recomputed" for each layer
+        input of a stage, or "kept" in `activations` from one pass: less arithmetic, more reading and writing (seven
+        times as much for a transformer's block), the same result.
       forward_dtype: of the calibration's forward passes: "float32" (the parameters' own type, with true float32
         products on every backend) or "bfloat16". Gram matrices and solvers are float32 in any case.
       allow_few_rows: accept fewer calibration rows than a layer has inputs (a rank-deficient Gram matrix).
 
     Raises:
-      ValueError: unknown method, alphabet, option, calibrate_on, activations or forward_dtype; bad regular expression.
+      ValueError: unknown method, alphabet, option, calibrate_on, activations, float_inputs or forward_dtype; bad
+        regular expression.
     """
 
     method: str = "beacon"
@@ -64,12 +69,14 @@ class QuantSpec:
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     rules: Sequence[LayerRule | Mapping[str, Any]] = ()
     activations: str = "disk"
+    float_inputs: str = "recomputed"
     forward_dtype: str = "float32"
     allow_few_rows: bool = False
 
     def __post_init__(self):
         _check_choice("calibrate_on", self.calibrate_on, CALIBRATE_ON)
         _check_choice("activations", self.activations, STORAGES)
+        _check_choice("float_inputs", self.float_inputs, FLOAT_INPUTS)
         _check_choice("forward_dtype", self.forward_dtype, FORWARD_DTYPES)
         if isinstance(self.rules, (str, Mapping)):
             raise ValueError(f"rules is a list of LayerRule or of dicts, got {self.rules!r}")

@@ -67,6 +67,7 @@ def get_config() -> ConfigDict:
     config.quant.layers = r"blocks_\d+/.*"  # regular expression over layer names, matched whole
     config.quant.rules = ()  # LayerRule dicts: exceptions for some layers; of several that match the last counts
     config.quant.activations = "disk"  # where the calibration activations wait: disk or memory
+    config.quant.float_inputs = "recomputed"  # or kept: one float pass per block, for more reading and writing
     config.quant.allow_few_rows = False  # calibrate a layer on fewer rows than it has inputs
 
     # Training the normalization layers of a quantized model: the fields of beacon_jax.NormTuning, and its images.

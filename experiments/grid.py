@@ -129,7 +129,7 @@ def _deciding(quant: dict | None) -> dict | None:
     """What of a QuantSpec's fields decides the result: not what is unset, nor what changes only speed and memory."""
     if quant is None:
         return None
-    ignored = ("activations", "allow_few_rows", "forward_dtype", "block_size", "channel_chunk")
+    ignored = ("activations", "float_inputs", "allow_few_rows", "forward_dtype", "block_size", "channel_chunk")
     fields = {key: value for key, value in quant.items() if key not in ignored}
     options = {key: v for key, v in quant["options"].items() if v is not None and key not in ignored}
     return {**fields, "options": options}

@@ -1,3 +1,5 @@
+from collections import Counter
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -5,7 +7,7 @@ import numpy as np
 import pytest
 from flax.core import freeze
 
-from beacon_jax import METHODS, GramStats, QuantSpec, quantize_model
+from beacon_jax import METHODS, GramStats, QuantSpec, calibration, quantize_model
 from beacon_jax.models.capture import apply_with_inputs
 from beacon_jax.models.stages import Stage
 from beacon_jax.models.vit import ViT
@@ -262,10 +264,36 @@ def test_finished_layers_must_belong_to_the_run(problem):
 
 def test_storage_does_not_change_the_result(problem):
     params, batches = problem
-    specs = [QuantSpec(method="comq", activations=a) for a in ("disk", "memory")]
-    disk, memory = (quantize_model(MODEL, params, batches, spec) for spec in specs)
+    cases = [("disk", "recomputed"), ("memory", "recomputed"), ("disk", "kept"), ("memory", "kept")]
+    specs = [QuantSpec(method="comq", activations=a, float_inputs=f) for a, f in cases]
+    first, *others = (quantize_model(MODEL, params, batches, spec) for spec in specs)
     for name in LAYERS:
-        np.testing.assert_array_equal(disk.layers[name].codes, memory.layers[name].codes)
+        for other in others:
+            np.testing.assert_array_equal(first.layers[name].codes, other.layers[name].codes)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),  # of the 3 batches, in the embedding and two blocks of four layer inputs
+    [
+        (dict(calibrate_on="float"), dict(_float_batch=9)),
+        (dict(calibrate_on="both"), dict(_add_batch=24, _output=12)),
+        (dict(calibrate_on="both", float_inputs="kept"), dict(_float_batch=9, _add_batch=24, _output=6)),
+    ],
+)
+def test_how_often_the_stages_run(problem, monkeypatch, options, expected):
+    calls = Counter()
+
+    def counted(name, function):
+        def run(*args):
+            calls[name] += 1
+            return function(*args)
+
+        return run
+
+    for name in ("_float_batch", "_add_batch", "_output"):
+        monkeypatch.setattr(calibration, name, counted(name, getattr(calibration, name)))
+    quantize_model(MODEL, *problem, QuantSpec(method="rtn", **options))
+    assert calls == expected
 
 
 def test_memory_is_constant_in_the_number_of_images(problem):
@@ -298,6 +326,7 @@ def test_one_trace_per_layer_shape(problem):
         (dict(method="awq"), "unknown method 'awq'; expected one of rtn, gptq, comq, beacon"),
         (dict(alphabet="9"), "unknown alphabet '9'"),
         (dict(calibrate_on="test"), "unknown calibrate_on 'test'; expected one of float, quantized, both"),
+        (dict(float_inputs="lost"), "unknown float_inputs 'lost'; expected one of recomputed, kept"),
         (dict(activations="tape"), "unknown activations 'tape'; expected one of disk, memory"),
         (dict(options={"swoops": 3}), "unknown option 'swoops' of beacon; expected one of sweeps"),
         (dict(layers="("), "is not a regular expression"),
