@@ -3,11 +3,13 @@
 Times the solvers against plain matrix products, Beacon against its literal evaluation, the Gram statistics and the
 whole pipeline per block, and how time grows with the size of the problem; all on random data. Writes benchmark.json,
 benchmark.md and growth.png to --out, and prints the tables. --quick: smaller sizes, in under a minute on two cores
-(the whole takes about ten). --llm: a layer of 4096 × 11008 as well.
+(the whole takes about ten). --llm: a layer of 4096 × 11008 as well. --torch: the forward pass in PyTorch as well
+(needs torch and transformers).
 """
 
 import dataclasses
 import functools
+import importlib.util
 import json
 import math
 from pathlib import Path
@@ -36,6 +38,7 @@ from experiments.timing import (
     random_inputs,
     random_params,
     timed,
+    torch_forward,
 )
 
 
@@ -51,7 +54,11 @@ class Sizes:
     gram_batch: tuple = (16, 197)  # images, rows of each
     model: dict = dataclasses.field(default_factory=lambda: VARIANTS["deit_base_patch16_224"])
     blocks: int = 2
-    calibrate_on: tuple = ("float", "both")
+    calibrations: tuple = (
+        dict(calibrate_on="float"),
+        dict(calibrate_on="both"),
+        dict(calibrate_on="both", float_inputs="kept"),
+    )
     batches: int = 2
     batch: int = 16
     growth_shape: tuple = (384, 384)
@@ -62,6 +69,7 @@ class Sizes:
     growth_levels: tuple = (2, 4, 16, 64, 256)
     growth_images: tuple = (16, 32, 64, 128, 256)
     llm_shape: tuple = (4096, 11008)
+    torch: bool = False
     repeats: int = 7
 
 
@@ -160,26 +168,35 @@ def measure_pipeline(sizes: Sizes) -> dict:
     batches = [rng.standard_normal((sizes.batch, side, side, channels), np.float32) for _ in range(sizes.batches)]
     model = ViT(**sizes.model | dict(depth=sizes.blocks))
     params, runs = random_params(model), []
-    for calibrate_on in sizes.calibrate_on:
-        spec = QuantSpec(alphabet="2", calibrate_on=calibrate_on, allow_few_rows=True)
+    for calibration in sizes.calibrations:
+        spec = QuantSpec(alphabet="2", allow_few_rows=True, **calibration)
         quantize = functools.partial(quantize_model, model, params, batches, spec)
         (first, _), (second, result) = timed(quantize), timed(quantize)
         layers = [
             {"layer": r.layer, "shape": r.shape, "gram_seconds": r.gram_seconds, "solve_seconds": r.solve_seconds}
             for r in result.reports
         ]
-        run = {"calibrate_on": calibrate_on, "seconds": second, "compile_seconds": max(first - second, 0)}
+        run = {
+            "calibration": ", ".join(calibration.values()),
+            "seconds": second,
+            "compile_seconds": max(first - second, 0),
+        }
         runs.append(run | {"layers": layers})
     whole = ViT(**sizes.model)
     params, images = random_params(whole), jnp.asarray(batches[0])
     forward = jax.jit(lambda params, images: whole.apply({"params": params}, images))
-    timing = interleaved({"forward": lambda: forward(params, images)}, repeats=sizes.repeats)["forward"]
+    cases = {"forward": lambda: forward(params, images)}
+    if sizes.torch:
+        cases["torch"] = torch_forward(sizes.model, batches[0])
+    timings = interleaved(cases, repeats=sizes.repeats)
+    per_second = {name: sizes.batch / timing.seconds for name, timing in timings.items()}
     return {
         "blocks": sizes.blocks,
         "images": sizes.batches * sizes.batch,
         "forward_depth": whole.depth,
         "batch": sizes.batch,
-        "forward_images_per_second": sizes.batch / timing.seconds,
+        "forward_images_per_second": per_second["forward"],
+        "torch_images_per_second": per_second.get("torch"),
         "runs": runs,
     }
 
@@ -260,6 +277,7 @@ def run(sizes: Sizes, out: Path, parts=tuple(PARTS)) -> str:
 
 _QUICK = flags.DEFINE_bool("quick", False, "Smaller sizes and fewer repeats.")
 _LLM = flags.DEFINE_bool("llm", False, "A layer of 4096 × 11008 as well.")
+_TORCH = flags.DEFINE_bool("torch", False, "The forward pass in PyTorch as well.")
 _OUT = flags.DEFINE_string("out", "results/benchmark", "The folder to write to.")
 
 
@@ -268,9 +286,12 @@ def main(argv):
         raise app.UsageError(f"unexpected arguments {' '.join(argv[1:])}")
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # JAX reports every kind of device that it does not find
+    missing = [name for name in ("torch", "transformers") if _TORCH.value and importlib.util.find_spec(name) is None]
+    if missing:
+        raise app.UsageError(f"--torch needs {' and '.join(missing)}; pip install torch transformers")
     out = Path(_OUT.value)
     parts = [name for name in PARTS if name != "llm" or _LLM.value]
-    print(run(QUICK if _QUICK.value else FULL, out, parts))
+    print(run(dataclasses.replace(QUICK if _QUICK.value else FULL, torch=_TORCH.value), out, parts))
     for name, file in (("tables", "benchmark.md"), ("numbers", "benchmark.json"), ("plot", "growth.png")):
         print(f"{name}: {out / file}")
 

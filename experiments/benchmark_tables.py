@@ -97,19 +97,21 @@ def _pipeline(part: dict) -> str:
         name, per_block = f"**one block, mean of {part['blocks']}**", {k: v / part["blocks"] for k, v in sums.items()}
         rows.append({"name": name, "shape": None, **per_block})
         for row in rows:
-            row.setdefault("calibrate_on", run["calibrate_on"])
-    columns = {"calibrate_on": lambda r: r["calibrate_on"], "layer": lambda r: r["name"]}
+            row.setdefault("calibration", run["calibration"])
+    columns = {"calibration": lambda r: r["calibration"], "layer": lambda r: r["name"]}
     columns |= {"shape": lambda r: _shape(r) if r["shape"] else ""}
     columns |= {"Gram (s)": ("gram_seconds", ".3f"), "solve (s)": ("solve_seconds", ".3f")}
     whole = [
-        f'- calibrate_on="{run["calibrate_on"]}", everything, {part["blocks"]} block(s): {run["seconds"]:.2f} s; the '
-        f"first run takes {run['compile_seconds']:.2f} s more, for compilation."
+        f"- Calibration {run['calibration']}, everything, {part['blocks']} block(s): {run['seconds']:.2f} s; the first "
+        f"run takes {run['compile_seconds']:.2f} s more, for compilation."
         for run in part["runs"]
     ]
     forward = (
         f"- Float model of {part['forward_depth']} blocks, forward, batches of {part['batch']}: "
         f"{part['forward_images_per_second']:.1f} images/s."
     )
+    if part["torch_images_per_second"] is not None:
+        forward += f" In PyTorch, transformers' ViT of that size: {part['torch_images_per_second']:.1f} images/s."
     return (
         f"## Pipeline\n\nBeacon at 2 bit, {part['images']} calibration images, second run.\n\n"
         + _table(rows, columns)

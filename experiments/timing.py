@@ -123,6 +123,35 @@ def random_params(model, seed: int = 0) -> dict:
     return jax.tree_util.tree_map_with_path(fill, model.param_shapes())
 
 
+def torch_forward(model: Mapping[str, Any], images: np.ndarray) -> Callable[[], np.ndarray]:
+    """The forward pass of transformers' ViT of that size, random weights; images (B, H, W, c).
+
+    Raises:
+      ImportError: without torch and transformers.
+    """
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        image_size=model["image_size"],
+        patch_size=model["patch_size"],
+        num_channels=images.shape[-1],
+        hidden_size=model["width"],
+        num_hidden_layers=model["depth"],
+        num_attention_heads=model["heads"],
+        intermediate_size=model.get("mlp_ratio", 4) * model["width"],
+        num_labels=model.get("classes", 1000),
+    )
+    vit = ViTForImageClassification(config).eval()
+    inputs = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+
+    def forward():
+        with torch.inference_mode():
+            return vit(inputs).logits.numpy()
+
+    return forward
+
+
 def exponent(x, y) -> tuple[float, float]:
     """(p, f) of the least-squares fit y ≈ f · xᵖ of the logarithms."""
     p, log_f = np.polyfit(np.log(np.asarray(x, float)), np.log(np.asarray(y, float)), 1)

@@ -18,7 +18,7 @@ TINY = benchmark.Sizes(
     gram_batch=(2, 16),
     model=dict(image_size=8, patch_size=4, width=8, depth=1, heads=2, classes=3, mlp_ratio=3),
     blocks=1,
-    calibrate_on=("both",),
+    calibrations=(dict(calibrate_on="both", float_inputs="kept"),),
     batches=1,
     batch=2,
     growth_shape=(8, 8),
@@ -85,6 +85,14 @@ def test_a_run_writes_tables_numbers_and_plot(tmp_path):
     assert all(1 <= r["sweeps"] <= benchmark.SWEEPS and 0 <= r["fixed_points"] <= 1 for r in beacon)
     assert [(r["alphabet"], r["form"]) for r in parts["dense"]] == [(a, f) for a in "24" for f in timing.FORMS]
     assert [(r["width"], r["rows"], r["streams"]) for r in parts["gram"]] == [(8, 32, 1), (8, 32, 2)]
-    assert [(r["calibrate_on"], len(r["layers"])) for r in parts["pipeline"]["runs"]] == [("both", 4)]
+    assert [(r["calibration"], len(r["layers"])) for r in parts["pipeline"]["runs"]] == [("both, kept", 4)]
     assert [len(r["values"]) == len(r["seconds"]) == 2 for r in parts["growth"]] == [True] * 5
+    assert parts["pipeline"]["torch_images_per_second"] is None
     assert markdown.count("\n## ") == len(parts) and "extrapolated from 4 coordinates" in markdown.lower()
+
+
+def test_the_forward_pass_in_torch_is_of_the_same_size():
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    images = np.zeros((2, 8, 8, 3), np.float32)
+    assert timing.torch_forward(TINY.model, images)().shape == (2, 3)
