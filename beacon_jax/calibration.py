@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -92,18 +92,22 @@ def calibrate(
     streams: list[ActivationStream],
     spec: QuantSpec,
     placement: Placement,
+    float_stats: Mapping[str, GramStats],
 ) -> Iterator[tuple[str, GramStats | None, float]]:
     """Yields (layer name, its statistics or None where they are not wanted, seconds) in the order of the layers.
 
     A layer's statistics are collected when it is asked for, on the parameters that `trees`, one for each stream, hold
-    by then: those of the quantized model carry the quantization of all layers before it.
+    by then: those of the quantized model carry the quantization of all layers before it. What depends on the float
+    model alone is taken from `float_stats` where it is there.
     """
     last = max((layer.stage for layer in wanted.values()), default=-1)
     by_stage = _all_at_once if spec.calibrate_on == "float" else _one_by_one
     for i, stage in enumerate(stages):
         here = {name: layer for name, layer in layers.items() if layer.stage == i}
         forward = Forward(stage, spec.forward_dtype, placement)
-        yield from by_stage(_Step(forward, here, wanted.keys() & here.keys(), trees, streams, spec, i < last))
+        yield from by_stage(
+            _Step(forward, here, wanted.keys() & here.keys(), trees, streams, spec, float_stats, i < last)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,20 +120,23 @@ class _Step:
     trees: list[Any]
     streams: list[ActivationStream]
     spec: QuantSpec
+    float_stats: Mapping[str, GramStats]
     more: bool
 
     def params(self, stream: int) -> Any:
         """The stage's parameters as they are by now."""
         return self.forward.stage.select(self.trees[stream])
 
-    def empty_stats(self, names: Iterable[str]) -> dict[str, GramStats]:
+    def empty_stats(self, names: Iterable[str], float_known: bool = False) -> dict[str, GramStats]:
         """Statistics to add to, by source, for those of the layers that are wanted."""
         stats = {}
         for name in names:
             if name in self.wanted:
                 layer, kernel = self.layers[name], subtree(self.trees[0], name)["kernel"]
                 dtype = jnp.promote_types(jnp.float32, kernel.dtype)
-                stats[layer.source] = GramStats.zeros(layer.shape[0], dtype, streams=len(self.streams))
+                stats[layer.source] = GramStats.zeros(
+                    layer.shape[0], dtype, streams=len(self.streams), float_known=float_known
+                )
         return self.forward.placement.everywhere(stats)
 
     def results(self, names: list[str], stats: dict[str, GramStats], start: float):
@@ -155,20 +162,23 @@ def _one_by_one(step: _Step):
     with contextlib.ExitStack() as stack:
         once = both and step.spec.float_inputs == "kept"
         if once and (step.wanted or step.more):
-            for name in step.wanted:
+            for source in dict.fromkeys(layer.source for name, layer in step.layers.items() if name in step.wanted):
                 storage = ActivationStream(step.spec.activations, step.forward.placement)
-                kept.setdefault(step.layers[name].source, stack.enter_context(storage))
+                kept[source] = stack.enter_context(storage)
             _run_float(step, {}, kept)
         groups: dict[str, list[str]] = {}
         for name, layer in step.layers.items():
             groups.setdefault(layer.source, []).append(name)
         for source, names in groups.items():
-            stats = step.empty_stats(names)
+            known = next((step.float_stats[name] for name in names if both and name in step.float_stats), None)
+            stats = step.empty_stats(names, float_known=known is not None)
             if stats:
                 params, feeds = [step.params(i) for i in range(len(step.streams))], list(step.streams)
                 if once:  # its batches are the inputs themselves
                     params[0], feeds[0] = None, ({source: x} for x in kept[source])
                 stats = _collect(step.forward, stats, params, feeds)
+                if known is not None:
+                    stats = {source: stats[source].with_float(known)}
             yield from step.results(names, stats, start)
             start = time.perf_counter()
     if step.more:

@@ -86,7 +86,7 @@ def quantize_model(
       finished: {layer name: (report, result)} of an earlier run with the same arguments that was stopped (see
         `checkpoint.save_layer`): these layers are taken as they are.
       float_stats: {layer name: statistics} of the float model, used where there and added where not, for runs that
-        differ in method, alphabet or options but not in model and calibration inputs. Only for calibrate_on "float".
+        differ in method, alphabet, options or calibrate_on but not in model and calibration inputs.
       mesh: devices to use (see `devices.make_mesh`), None for the default one. Batches are sharded over its rows,
         channels over all of it; several processes each pass the same arguments and get the same result, up to the
         rounding of sums over devices.
@@ -108,16 +108,17 @@ def quantize_model(
         _check_finished(finished, plan, found)
         result = QuantizedModel(jax.tree.map(lambda a: a, params), {}, [])
         trees = [params if which == "float" else result.params for which in stream_names(spec)]
-        known = dict(float_stats or {}) if spec.calibrate_on == "float" else {}
+        shared = dict(float_stats or {})
+        known = shared if spec.calibrate_on == "float" else {}
         wanted = {name: layer for name, layer in layers.items() if name not in finished and name not in known}
-        for name, stats, seconds in calibrate(stages, layers, wanted, trees, streams, spec, placement):
+        for name, stats, seconds in calibrate(stages, layers, wanted, trees, streams, spec, placement, shared):
             if name in finished:
                 report, matrix = finished[name][0], placement.everywhere(finished[name][1])
             else:
                 stats = known.get(name, stats)
                 report, matrix = _quantize_layer(name, params, plan[name], stats, seconds, placement)
-                if float_stats is not None and spec.calibrate_on == "float":
-                    float_stats[name] = stats
+                if float_stats is not None and spec.calibrate_on != "quantized":
+                    float_stats.setdefault(name, stats.float_part())
             layer = subtree(result.params, name)
             layer["kernel"] = matrix.dequantize().astype(layer["kernel"].dtype)
             result.layers[name] = matrix

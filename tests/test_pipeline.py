@@ -249,8 +249,15 @@ def test_float_statistics_are_shared_between_runs(problem, seen):
     assert first.reports[3].gram_seconds > again.reports[3].gram_seconds == 0
     jax.tree.map(np.testing.assert_array_equal, first.params, alone.params)
     seen.clear()
-    quantize_model(MODEL, params, batches, QuantSpec(method="spy", calibrate_on="both"), float_stats=shared)
-    assert not np.array_equal(seen[-1].H, shared[LAYERS[-1]].H) and list(shared) == LAYERS
+    both = QuantSpec(method="spy", calibrate_on="both")
+    filled = {}
+    for stats in (shared, filled, {}, filled, None):
+        quantize_model(MODEL, params, batches, both, float_stats=stats)
+    assert list(shared) == list(filled) == LAYERS
+    assert not np.array_equal(seen[7].H, seen[7].F)
+    for one, *others in zip(*(seen[i : i + 8] for i in range(0, 40, 8)), strict=True):
+        for other in others:
+            jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 def test_finished_layers_must_belong_to_the_run(problem):

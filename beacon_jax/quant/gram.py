@@ -22,21 +22,28 @@ class GramStats:
     sum_x = Xᵀ1 and sum_xt = X̃ᵀ1, each (N,); count is m, a float scalar. Float32, or float64 where the inputs were.
 
     Invariants: `cross` is (G, F, sum_x), or None where all rows came from one stream (X̃ = X): then G and F are H
-    itself, and a solver can tell so at trace time.
+    itself, and a solver can tell so at trace time. F and sum_x are None only while rows are added up for which they
+    are known already (`zeros` with float_known), until `with_float` puts them in.
     """
 
     H: jax.Array
     sum_xt: jax.Array
     count: jax.Array
-    cross: tuple[jax.Array, jax.Array, jax.Array] | None = None
+    cross: tuple[jax.Array, jax.Array | None, jax.Array | None] | None = None
 
     @classmethod
-    def zeros(cls, n: int, dtype=jnp.float32, *, streams: int = 1) -> "GramStats":
-        """Statistics of no rows at all, for inputs of width n; streams=2 makes room for X̃ ≠ X from the start."""
-        # Arrays of their own each, so that the statistics can be donated to a jitted update.
-        H, sum_xt = jnp.zeros((n, n), dtype), jnp.zeros(n, dtype)
-        cross = None if streams == 1 else (jnp.zeros((n, n), dtype), jnp.zeros((n, n), dtype), jnp.zeros(n, dtype))
-        return cls(H, sum_xt, jnp.zeros((), dtype), cross)
+    def zeros(cls, n: int, dtype=jnp.float32, *, streams: int = 1, float_known: bool = False) -> "GramStats":
+        """Statistics of no rows at all, for inputs of width n.
+
+        streams=2 makes room for X̃ ≠ X from the start; float_known leaves out what depends on X alone, a third of the
+        arithmetic.
+        """
+
+        def empty():  # arrays of their own each, so that the statistics can be donated to a jitted update
+            return jnp.zeros((n, n), dtype), jnp.zeros(n, dtype)
+
+        cross = None if streams == 1 else (empty()[0], *((None, None) if float_known else empty()))
+        return cls(*empty(), jnp.zeros((), dtype), cross)
 
     @property
     def G(self) -> jax.Array:
@@ -84,7 +91,8 @@ class GramStats:
         x_tilde = x_tilde.reshape(-1, self.width).astype(self.H.dtype)
         if x_tilde.shape != x.shape:
             raise ValueError(f"x and x_tilde must have the same rows, got {x.shape} and {x_tilde.shape}")
-        cross = matmul(x_tilde.T, x), matmul(x.T, x), x.sum(0)
+        float_known = self.cross is not None and self.cross[1] is None
+        cross = matmul(x_tilde.T, x), *((None, None) if float_known else (matmul(x.T, x), x.sum(0)))
         return self.combine(GramStats(matmul(x_tilde.T, x_tilde), x_tilde.sum(0), rows, cross))
 
     def combine(self, other: "GramStats") -> "GramStats":
@@ -92,6 +100,14 @@ class GramStats:
         if self.one_stream != other.one_stream:
             self, other = self._with_cross(), other._with_cross()
         return jax.tree.map(jnp.add, self, other)
+
+    def float_part(self) -> "GramStats":
+        """Statistics of X alone, as one stream."""
+        return GramStats(self.F, self.sum_x, self.count)
+
+    def with_float(self, stats: "GramStats") -> "GramStats":
+        """These statistics of two streams, with what depends on X alone taken from `stats`, of the same rows."""
+        return dataclasses.replace(self, cross=(self.G, stats.H, stats.sum_xt))
 
     def _with_cross(self):
         return dataclasses.replace(self, cross=(self.G, self.F, self.sum_x))

@@ -46,7 +46,8 @@ def test_equals_the_oracle(x64, N, C):
         q, c, history, fixed = oracle.beacon(W, X, X_tilde, alphabet, SWEEPS)
         if N > 8:  # as two streams; the smaller sizes test statistics of one as well, which compile once more
             X_tilde = X_tilde.copy()
-        result = quantize64(W, X, X_tilde, alphabet)
+        # Blocks of 16, so that the larger problems have several.
+        result = quantize64(W, X, X_tilde, alphabet, block_size=16)
         np.testing.assert_array_equal(levels_of(result), q, err_msg=f"{kind} {name}")
         np.testing.assert_allclose(result.scale, c, rtol=1e-8, atol=1e-12)
         np.testing.assert_allclose(result.info["cosine_history"], history, atol=1e-9)

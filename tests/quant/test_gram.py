@@ -32,6 +32,18 @@ def test_one_stream_and_equal_streams_agree_exactly(rng):
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
 
 
+def test_what_depends_on_x_alone_can_be_put_in_later(x64, rng):
+    _, X, X_tilde = make_problem(rng, "mismatch", 7, 1, rows=30)
+    stats = GramStats.zeros(7, jnp.float64, streams=2, float_known=True)
+    for part in (slice(0, 12), slice(12, 30)):
+        stats = stats.update(jnp.asarray(X[part]), jnp.asarray(X_tilde[part]))
+    assert stats.F is None and stats.sum_x is None
+    whole = gram(X, X_tilde)
+    chex.assert_trees_all_close(stats.with_float(gram(X)), whole)
+    chex.assert_trees_all_close(whole.float_part(), gram(X))
+    assert whole.float_part().one_stream
+
+
 def test_streams_can_begin_to_differ_later(x64, rng):
     _, X, X_tilde = make_problem(rng, "mismatch", 7, 1, rows=30)
     mixed = gram(X[:10]).combine(gram(X[10:], X_tilde[10:]))
