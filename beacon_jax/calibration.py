@@ -158,17 +158,12 @@ def _all_at_once(step: _Step):
 def _one_by_one(step: _Step):
     """A pass of the quantized model for each layer input; of the float model as well, or just one where kept."""
     both, start = step.spec.calibrate_on == "both", time.perf_counter()
-    kept: dict[str, ActivationStream] = {}
+    once = both and step.spec.float_inputs == "kept"
+    groups: dict[str, list[str]] = {}
+    for name, layer in step.layers.items():
+        groups.setdefault(layer.source, []).append(name)
     with contextlib.ExitStack() as stack:
-        once = both and step.spec.float_inputs == "kept"
-        if once and (step.wanted or step.more):
-            for source in dict.fromkeys(layer.source for name, layer in step.layers.items() if name in step.wanted):
-                storage = ActivationStream(step.spec.activations, step.forward.placement)
-                kept[source] = stack.enter_context(storage)
-            _run_float(step, {}, kept)
-        groups: dict[str, list[str]] = {}
-        for name, layer in step.layers.items():
-            groups.setdefault(layer.source, []).append(name)
+        kept = _keep_float_inputs(step, stack) if once else {}
         for source, names in groups.items():
             known = next((step.float_stats[name] for name in names if both and name in step.float_stats), None)
             stats = step.empty_stats(names, float_known=known is not None)
@@ -184,6 +179,16 @@ def _one_by_one(step: _Step):
     if step.more:
         for i, stream in list(enumerate(step.streams))[once:]:
             stream.advance(functools.partial(_output, step.forward, step.params(i)))
+
+
+def _keep_float_inputs(step: _Step, stack: contextlib.ExitStack) -> dict[str, ActivationStream]:
+    """The float inputs of the wanted layers, by source, until the stack is left; moves the float stream on."""
+    sources = dict.fromkeys(layer.source for name, layer in step.layers.items() if name in step.wanted)
+    storage = step.spec.activations, step.forward.placement
+    kept = {source: stack.enter_context(ActivationStream(*storage)) for source in sources}
+    if kept or step.more:
+        _run_float(step, {}, kept)
+    return kept
 
 
 def _run_float(step: _Step, stats: dict[str, GramStats], kept: dict[str, ActivationStream]) -> dict[str, GramStats]:
