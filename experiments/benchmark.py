@@ -111,6 +111,7 @@ def measure_solvers(sizes: Sizes) -> list[dict]:
         for (method, alphabet), timing in interleaved(cases, reference, repeats=sizes.repeats).items():
             row = {"shape": (n, c), "method": method, "alphabet": alphabet, "seconds": timing.seconds}
             row |= {"matmul_seconds": timing.reference_seconds, "ratio": timing.seconds / timing.reference_seconds}
+            row |= {"gflop_per_second": PRODUCTS * 2e-9 * n**2 * c / timing.reference_seconds}
             row |= {"compile_seconds": timing.compile_seconds}
             info = timing.output.info or {}
             for key, field in (("sweeps", "sweeps"), ("fixed_points", "fixed_point")):

@@ -38,7 +38,7 @@ _TIMES = {"seconds": ("seconds", ".4f"), "products (s)": ("matmul_seconds", ".4f
 
 def _solvers(rows: list[dict]) -> str:
     columns = {"shape": _shape, "method": lambda r: r["method"], "alphabet": lambda r: r["alphabet"]} | _TIMES
-    columns |= {"products (GFLOP/s)": lambda r: f"{_product_flops(r) / r['matmul_seconds'] / 1e9:.0f}"}
+    columns |= {"products (GFLOP/s)": ("gflop_per_second", ".0f")}
     columns |= {"sweeps": ("sweeps", ".2f"), "fixed points": ("fixed_points", ".0%")}
     columns |= {"compilation (s)": ("compile_seconds", ".2f")}
     beacon = [r for r in rows if r["method"] == "beacon" and not r["alphabet"].startswith("int")]
@@ -65,11 +65,6 @@ def _solvers(rows: list[dict]) -> str:
         "all evenly spaced symmetric alphabets of a shape."
     )
     return "\n\n".join([head, _table(rows, columns), "\n".join(f"- {line}" for line in summary)])
-
-
-def _product_flops(row: dict) -> int:
-    inputs, outputs = row["shape"]
-    return PRODUCTS * 2 * inputs**2 * outputs
 
 
 def _dense(rows: list[dict]) -> str:
