@@ -134,6 +134,8 @@ class _Step:
             if name in self.wanted:
                 layer, kernel = self.layers[name], subtree(self.trees[0], name)["kernel"]
                 dtype = jnp.promote_types(jnp.float32, kernel.dtype)
+                if self.forward.dtype == "float64":
+                    dtype = jnp.dtype(jnp.float64)
                 stats[layer.source] = GramStats.zeros(
                     layer.shape[0], dtype, streams=len(self.streams), float_known=float_known
                 )

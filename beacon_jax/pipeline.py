@@ -13,6 +13,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax.core import unfreeze
 from jax.sharding import Mesh
 
@@ -151,6 +152,7 @@ def _quantize_layer(name: str, params: Any, plan: LayerPlan, stats: GramStats, g
     try:
         matrix = METHODS[plan.method](placement.by_channels(kernel), stats, plan.alphabet, **plan.options)
         matrix = placement.everywhere(matrix).first_channels(kernel.shape[1])
+        matrix = matrix.astype(jnp.promote_types(jnp.float32, kernel.dtype))
     except ValueError as error:
         raise ValueError(f"layer {name}: {error}") from error
     jax.block_until_ready(matrix)

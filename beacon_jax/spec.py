@@ -54,12 +54,14 @@ class QuantSpec:
         input of a stage, or "kept" in `activations` from one pass: less arithmetic, more reading and writing (seven
         times as much for a transformer's block), the same result.
       forward_dtype: of the calibration's forward passes: "float32" (the parameters' own type, with true float32
-        products on every backend) or "bfloat16". Gram matrices and solvers are float32 in any case.
+        products on every backend) or "bfloat16"; Gram matrices and solvers are float32 with both. "float64" takes all
+        of it, Gram matrices and solvers too, in double precision, so that the codes are the same on any number of
+        devices; it needs jax_enable_x64.
       allow_few_rows: accept fewer calibration rows than a layer has inputs (a rank-deficient Gram matrix).
 
     Raises:
       ValueError: unknown method, alphabet, option, calibrate_on, activations, float_inputs or forward_dtype; bad
-        regular expression.
+        regular expression; float64 without jax_enable_x64.
     """
 
     method: str = "beacon"
@@ -78,6 +80,8 @@ class QuantSpec:
         _check_choice("activations", self.activations, STORAGES)
         _check_choice("float_inputs", self.float_inputs, FLOAT_INPUTS)
         _check_choice("forward_dtype", self.forward_dtype, FORWARD_DTYPES)
+        if self.forward_dtype == "float64" and not jax.config.jax_enable_x64:
+            raise ValueError("forward_dtype='float64' needs double precision in JAX: set JAX_ENABLE_X64=1")
         if isinstance(self.rules, (str, Mapping)):
             raise ValueError(f"rules is a list of LayerRule or of dicts, got {self.rules!r}")
         rules = tuple(rule if isinstance(rule, LayerRule) else _from_dict(LayerRule, rule) for rule in self.rules)

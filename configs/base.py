@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
     config.model.name = "deit_digits"  # a row of beacon_jax.models.vit.VARIANTS
     config.model.checkpoint = ""  # safetensors file with the float parameters
 
-    config.forward_dtype = "float32"  # of the models in calibration and evaluation; or bfloat16
+    config.forward_dtype = "float32"  # of the models in calibration and evaluation; or bfloat16, float64
 
     # The devices of all processes: data × model. Images are sharded over data, a layer's channels over all.
     config.mesh = ConfigDict()

@@ -31,6 +31,8 @@ def get_config() -> ConfigDict:
     """The configuration that --config names, with what the command line changed in it."""
     if _CONFIG.value is None:
         raise ValueError("no configuration given; use --config=configs/digits.py or another")
+    if _CONFIG.value.forward_dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
     return _CONFIG.value
 
 

@@ -88,6 +88,23 @@ def test_float32_on_many_devices_is_as_good(calibrate_on):
         np.testing.assert_allclose(b.output_error, a.output_error, rtol=0.1)
 
 
+def test_double_precision_makes_codes_the_same_on_any_devices(x64):
+    """For a float32 model, with error correction; what comes out is float32."""
+    rng = np.random.default_rng(3)
+    batches = [rng.normal(size=(16, 8, 8, 1)).astype(np.float32) for _ in range(2)]
+    params = MODEL.init(jax.random.key(1), batches[0])["params"]
+    params = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape) * 0.3, jnp.float32), params)
+    spec = QuantSpec(alphabet="3", forward_dtype="float64", options={"sweeps": 2, "centering": "mean"})
+    one = quantize_model(MODEL, params, batches, spec)
+    for shape in ((8, 1), (1, 8)):
+        many = quantize_model(MODEL, params, batches, spec, mesh=make_mesh(*shape))
+        for name, matrix in one.layers.items():
+            np.testing.assert_array_equal(many.layers[name].codes, matrix.codes)
+            assert matrix.scale.dtype == matrix.offset.dtype == jnp.float32
+            np.testing.assert_allclose(many.layers[name].scale, matrix.scale, rtol=1e-6)
+    assert {a.dtype for a in jax.tree.leaves(one.params)} == {jnp.dtype(jnp.float32)}
+
+
 def test_the_solver_exchanges_nothing_but_whether_channels_still_change(rng):
     """No communication in the loops over coordinates: of the collectives only reductions to one number are left."""
     W, X, X_tilde = make_problem(rng, "mismatch", 24, 16)

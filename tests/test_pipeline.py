@@ -333,6 +333,8 @@ def test_one_trace_per_layer_shape(problem):
         (dict(method="awq"), "unknown method 'awq'; expected one of rtn, gptq, comq, beacon"),
         (dict(alphabet="9"), "unknown alphabet '9'"),
         (dict(calibrate_on="test"), "unknown calibrate_on 'test'; expected one of float, quantized, both"),
+        (dict(forward_dtype="int8"), "unknown forward_dtype 'int8'; expected one of float32, bfloat16, float64"),
+        (dict(forward_dtype="float64"), "forward_dtype='float64' needs double precision in JAX: set JAX_ENABLE_X64=1"),
         (dict(float_inputs="lost"), "unknown float_inputs 'lost'; expected one of recomputed, kept"),
         (dict(activations="tape"), "unknown activations 'tape'; expected one of disk, memory"),
         (dict(options={"swoops": 3}), "unknown option 'swoops' of beacon; expected one of sweeps"),

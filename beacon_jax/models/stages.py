@@ -44,18 +44,18 @@ def stages_of(model: nn.Module) -> list[Stage]:
     return stages() if callable(stages) else [Stage(model)]
 
 
-FORWARD_DTYPES = ("float32", "bfloat16")
+FORWARD_DTYPES = ("float32", "bfloat16", "float64")
 
 
 def run_in(dtype: str, run: Callable, params: Any, x: jax.Array) -> Any:
     """run(params, x) in a dtype of FORWARD_DTYPES.
 
     "float32" leaves the arrays as they are and makes products true float32 on every backend (TPUs default to bfloat16);
-    "bfloat16" casts what is floating point.
+    "bfloat16" and "float64" cast what is floating point.
     """
     if dtype != "float32":
         params, x = jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, (params, x))
-    with jax.default_matmul_precision("highest" if dtype == "float32" else "default"):
+    with jax.default_matmul_precision("default" if dtype == "bfloat16" else "highest"):
         return run(params, x)
 
 

@@ -35,6 +35,11 @@ class QuantizedMatrix:
         kernel = self.scale[None, :] * self.alphabet[self.codes.astype(jnp.int32)]
         return kernel if self.offset is None else kernel + self.offset[None, :]
 
+    def astype(self, dtype) -> "QuantizedMatrix":
+        """The same with alphabet, scale and offset in this dtype, and so the dequantized kernel."""
+        alphabet, scale, offset = jax.tree.map(lambda a: a.astype(dtype), (self.alphabet, self.scale, self.offset))
+        return dataclasses.replace(self, alphabet=alphabet, scale=scale, offset=offset)
+
     def first_channels(self, count: int) -> "QuantizedMatrix":
         """The same of the first `count` output channels alone."""
         if count == self.shape[1]:
