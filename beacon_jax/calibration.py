@@ -133,9 +133,8 @@ class _Step:
         for name in names:
             if name in self.wanted:
                 layer, kernel = self.layers[name], subtree(self.trees[0], name)["kernel"]
-                dtype = jnp.promote_types(jnp.float32, kernel.dtype)
-                if self.forward.dtype == "float64":
-                    dtype = jnp.dtype(jnp.float64)
+                least = jnp.float64 if self.forward.dtype == "float64" else jnp.float32
+                dtype = jnp.promote_types(least, kernel.dtype)
                 stats[layer.source] = GramStats.zeros(
                     layer.shape[0], dtype, streams=len(self.streams), float_known=float_known
                 )
