@@ -1,8 +1,7 @@
 """Quantizes a Flax model stage by stage: batches → Gram statistics → solve → quantized parameters.
 
-Two streams of calibration activations run side by side, those of the float model (X) and those of the model whose
-earlier layers are already quantized (X̃). Inside a stage the layers are done in the order in which they run, each
-calibrated on inputs that carry the quantization of all layers before it.
+The layers are done in the order in which they run, each on statistics of inputs (see calibration.py) that carry the
+quantization of all layers before it.
 """
 
 import contextlib

@@ -72,13 +72,18 @@ def test_codes_equal_those_of_one_device(x64, method):
         assert a.rows == b.rows
 
 
-@pytest.mark.parametrize("calibrate_on", ["float", "both"])
-def test_float32_on_many_devices_is_as_good(calibrate_on):
-    """Near-ties may fall the other way there; with error correction one that does changes all layers after it."""
+def float32_problem():
     rng = np.random.default_rng(3)
     batches = [rng.normal(size=(16, 8, 8, 1)).astype(np.float32) for _ in range(2)]
     params = MODEL.init(jax.random.key(1), batches[0])["params"]
     params = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape) * 0.3, jnp.float32), params)
+    return params, batches
+
+
+@pytest.mark.parametrize("calibrate_on", ["float", "both"])
+def test_float32_on_many_devices_is_as_good(calibrate_on):
+    """Near-ties may fall the other way there; with error correction one that does changes all layers after it."""
+    params, batches = float32_problem()
     spec = QuantSpec(alphabet="3", calibrate_on=calibrate_on, options={"sweeps": 2})
     one = quantize_model(MODEL, params, batches, spec)
     many = quantize_model(MODEL, params, batches, spec, mesh=make_mesh(4, 2))
@@ -90,10 +95,7 @@ def test_float32_on_many_devices_is_as_good(calibrate_on):
 
 def test_double_precision_makes_codes_the_same_on_any_devices(x64):
     """For a float32 model, with error correction; what comes out is float32."""
-    rng = np.random.default_rng(3)
-    batches = [rng.normal(size=(16, 8, 8, 1)).astype(np.float32) for _ in range(2)]
-    params = MODEL.init(jax.random.key(1), batches[0])["params"]
-    params = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape) * 0.3, jnp.float32), params)
+    params, batches = float32_problem()
     spec = QuantSpec(alphabet="3", forward_dtype="float64", options={"sweeps": 2, "centering": "mean"})
     one = quantize_model(MODEL, params, batches, spec)
     for shape in ((8, 1), (1, 8)):

@@ -57,8 +57,3 @@ def run_in(dtype: str, run: Callable, params: Any, x: jax.Array) -> Any:
         params, x = jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, (params, x))
     with jax.default_matmul_precision("default" if dtype == "bfloat16" else "highest"):
         return run(params, x)
-
-
-def run_stage(stage: Stage, params: Any, x: jax.Array) -> jax.Array:
-    """The stage's output on x; `params` are the stage's own (see `Stage.select`)."""
-    return stage.module.apply({"params": params}, x, method=stage.method)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from beacon_jax.models.capture import apply_with_inputs
-from beacon_jax.models.stages import Stage, run_stage, stages_of
+from beacon_jax.models.stages import Stage, stages_of
 from beacon_jax.models.vit import NORMALIZATION, VARIANTS, ViT, create_vit
 
 TINY = ViT(image_size=8, patch_size=4, width=12, depth=2, heads=3, channels=2, classes=5)
@@ -110,7 +110,7 @@ def test_stages_in_order_are_the_whole_model(tiny):
     images, params = tiny
     x = images
     for stage in TINY.stages():
-        x = run_stage(stage, stage.select(params), x)
+        x, _ = apply_with_inputs(stage.module, stage.select(params), x, stage.method)
     np.testing.assert_array_equal(x, TINY.apply({"params": params}, images))
     assert TINY.stages()[1].module == TINY.stages()[2].module  # so that blocks share compiled code
 
