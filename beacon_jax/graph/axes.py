@@ -181,17 +181,38 @@ def _cut(axes: Axes, shape, starts, name: str) -> Axes:
 
 
 def _concatenate(equation, operands, made):
+    return [_joined_along(equation.params["dimension"], operands, made[0], equation.name)]
+
+
+def _stack(equation, operands, made):
+    axis = equation.params["axis"] % len(made[0])
+    wide = [o.rearranged((*o.atoms[:axis], ((None, 1),), *o.atoms[axis:])) for o in operands]
+    return [_joined_along(axis, wide, made[0], equation.name)]
+
+
+def _unstack(equation, operands, made):
+    axis = equation.params["axis"] % len(operands[0].atoms)
+    for i, shape in enumerate(made):
+        wide = (*shape[:axis], 1, *shape[axis:])
+        cut = _cut(operands[0], wide, [i if k == axis else 0 for k in range(len(wide))], equation.name)
+        yield cut.rearranged((*cut.atoms[:axis], *cut.atoms[axis + 1 :]))
+
+
+def _joined_along(axis: int, operands: Sequence[Axes], shape, name: str) -> Axes:
+    """Of values put one after another along an axis."""
     joined = functools.reduce(lambda a, b: a if a.known >= b.known else b, operands)
-    axis, (shape,) = equation.params["dimension"], made
-    labelled = {a for o in operands for a, _ in o.atoms[axis]} - {None}
+    gone = {a for o in operands for a, _ in o.atoms[axis]} - {None}
+    following = [o for o in operands if o.known or o.fixed or o.lost]
+    at = {a: [dict(o.fixed).get(a) for o in following] for own in operands for a, _ in own.fixed}
+    gone |= {a for a, indices in at.items() if len(set(indices)) > 1}
     atoms = [((None, shape[axis]),) if i == axis else own for i, own in enumerate(joined.atoms)]
-    fixed = _merged(*(o.fixed for o in operands))
-    facts = Axes(tuple(atoms), fixed, _merged(*(o.lost for o in operands))).without(labelled, equation.name)
-    steps = [a for a, _ in fixed if [dict(o.fixed).get(a) for o in operands] == list(range(shape[axis]))]
-    if len(steps) == 1 and len(operands) > 1:  # the steps of a sequence, put together again
+    fixed = tuple(sorted((a, indices[0]) for a, indices in at.items() if a not in gone))
+    facts = Axes(tuple(atoms), fixed, _merged(*(o.lost for o in operands))).without(gone, name)
+    steps = [a for a, indices in at.items() if len(indices) > 1 and indices == list(range(shape[axis]))]
+    if len(steps) == 1:  # the steps of a sequence, put together again
         atoms = [((steps[0], shape[axis]),) if i == axis else own for i, own in enumerate(facts.atoms)]
-        facts = Axes(tuple(atoms), tuple(f for f in fixed if f[0] != steps[0]), facts.lost)
-    return [facts]
+        facts = dataclasses.replace(facts, atoms=tuple(atoms))
+    return facts
 
 
 def _dot(equation, operands, made):
@@ -265,6 +286,8 @@ _RULES: dict[str, Callable] = {
     "dynamic_slice": _dynamic_slice,
     "split": _split,
     "concatenate": _concatenate,
+    "stack": _stack,
+    "unstack": _unstack,
     "dot_general": _dot,
     "conv_general_dilated": _conv,
     "gather": _gather,

@@ -241,13 +241,13 @@ class _Opener:
 
 
 def bind(eqn: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
-    """An equation's outputs for these inputs."""
-    if any(isinstance(part, (core.Jaxpr, core.ClosedJaxpr)) for part in _parts(eqn.params)):
-        # A primitive with programs inside may want them as functions, in a form that differs between versions of JAX.
-        given = {a: v for a, v in zip(eqn.invars, values, strict=True) if not isinstance(a, core.Literal)}
-        alone = core.Jaxpr((), list(given), eqn.outvars, [eqn], eqn.effects)
-        return core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))(*given.values())
-    out = eqn.primitive.bind(*values, **eqn.params)
+    """An equation's outputs for these inputs. Raises Unsupported where the primitive takes functions, as shard_map."""
+    try:
+        out = eqn.primitive.bind(*values, **eqn.params)
+    except TypeError as error:
+        if any(isinstance(part, (core.Jaxpr, core.ClosedJaxpr)) for part in _parts(eqn.params)):
+            raise Unsupported(f"{eqn.primitive.name} inside the function is not supported") from error
+        raise
     return out if eqn.primitive.multiple_results else [out]
 
 

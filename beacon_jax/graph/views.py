@@ -39,6 +39,7 @@ _LAYOUT = {
     "broadcast_in_dim": lambda a, params, _: a.reshape(params["shape"]),  # only where it repeats nothing
     "slice": lambda a, params, _: _slice(a, params),
     "split": lambda a, params, output: _split(a, params, output),
+    "unstack": lambda a, params, output: a[(slice(None),) * (params["axis"] % a.ndim) + (output,)],
     "rev": lambda a, params, _: a[
         tuple(slice(None, None, -1 if i in params["dimensions"] else 1) for i in range(a.ndim))
     ],
