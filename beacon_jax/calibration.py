@@ -55,6 +55,7 @@ class Calibration:
         self._signatures: list[Signature] = []
         self._weights: list[np.ndarray | None] = []
         self._row_weights: dict[tuple, dict[tuple, RowWeights]] = {}
+        self._pieces: dict[tuple, Piece] = {}
         self._counts: dict[str, int] = {}
         self.examples = 0
 
@@ -185,21 +186,24 @@ class Calibration:
 
     def _arrays(self, streams, step, i):
         """What each stream's piece takes: leaves, data, constants."""
-        given = self.model[self._signatures[i]].stages[step.stage].given
+        traced = self.model[self._signatures[i]]
+        program, given = traced.program, traced.stages[step.stage].given
         arrays = []
         for stream, own in zip(streams, step.pieces, strict=True):
             data = dict(zip(given, stream.data[i], strict=True))
             leaves = [stream.leaves[v] for v in own.leaves]
-            constants = self.placement.everywhere(own.constant_values)
+            constants = self.placement.everywhere([program.constants[v] for v in own.constants])
             arrays.append((leaves, [data[v] for v in own.given], constants))
         return arrays
 
-    @functools.cache  # noqa: B019 (one Calibration is one run)
-    def _pieces(self, stage, groups, signature, onward):
-        traced = self.model[signature]
-        here = traced.stages[stage]
-        operands = [operand for g in groups for operand, _ in here.groups[g][0].inputs]
-        return piece(traced.program, here.given, (*operands, *(here.output if onward else ())))
+    def _piece(self, stage, groups, signature, onward) -> Piece:
+        key = stage, groups, signature, onward
+        if key not in self._pieces:
+            traced = self.model[signature]
+            here = traced.stages[stage]
+            operands = [operand for g in groups for operand, _ in here.groups[g][0].inputs]
+            self._pieces[key] = piece(traced.program, here.given, (*operands, *(here.output if onward else ())))
+        return self._pieces[key]
 
     def _step(self, stage, groups, i, streams, onward) -> "_Step":
         signature, weights = self._signatures[i], self._weights[i]
@@ -209,7 +213,7 @@ class Calibration:
             tuple((use.view, rules.get((use.operand, use.view.rows_form))) for use in here.groups[g][0].uses)
             for g in groups
         )
-        pieces = tuple(self._pieces(stage, tuple(groups), signature, onward and k == 0) for k in range(len(streams)))
+        pieces = tuple(self._piece(stage, tuple(groups), signature, onward and k == 0) for k in range(len(streams)))
         return _Step(pieces, uses, self.placement, stage)
 
 
