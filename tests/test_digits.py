@@ -2,10 +2,10 @@
 
 import jax
 import pytest
+from beacon_jax.models.capture import apply_with_inputs
 
 from beacon_jax import METHODS, GramStats, QuantSpec, evaluate, load_params, quantize_model
 from beacon_jax.evaluate import logits_of
-from beacon_jax.models.capture import apply_with_inputs
 from beacon_jax.quant.metrics import relative_output_error
 from experiments import common
 from tests.test_experiments import digits_config

@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from beacon_jax.models.capture import apply_with_inputs
 from beacon_jax.models.stages import Stage, stages_of
+
 from beacon_jax.models.vit import NORMALIZATION, VARIANTS, ViT, create_vit
 
 TINY = ViT(image_size=8, patch_size=4, width=12, depth=2, heads=3, channels=2, classes=5)
