@@ -1,0 +1,87 @@
+"""Flax Linen: recurrent cells. A kernel used at each of 5 time steps is one layer with the rows of all steps."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tests.zoo.linen_basic import initial
+from tests.zoo.registry import arrays, biases, dense, model
+
+ROWS = 2 * 4 * 5  # batches × examples × steps
+LSTM = {
+    f"cell/{source}{gate}": dense(n, 6, ROWS)
+    for gate in "ifgo"
+    for source, n in (("i", 4), ("h", 6))
+}
+LSTM_BIASES = biases("cell/hi", "cell/hf", "cell/hg", "cell/ho")
+JOINED_LSTM = {name: LSTM[name] for source in "ih" for name in (f"cell/{source}{gate}" for gate in "ifgo")}
+GRU = {
+    f"cell/{name}": dense(n, 6, ROWS) for name, n in (("ir", 4), ("hr", 6), ("iz", 4), ("hz", 6), ("in", 4), ("hn", 6))
+}
+GRU_BIASES = biases("cell/ir", "cell/iz", "cell/in", "cell/hn")
+
+
+def under_rnn(cell, rng):
+    net = nn.RNN(cell)
+    batches = arrays(rng, (4, 5, 4), (4, 5, 4))
+    return lambda p, x: net.apply({"params": p}, x), initial(net, rng, batches[0]), batches
+
+
+@model(LSTM, LSTM_BIASES)
+def linen_lstm(rng):
+    return under_rnn(nn.LSTMCell(6), rng)
+
+
+@model(JOINED_LSTM, LSTM_BIASES)
+def linen_optimized_lstm(rng):
+    """Four kernels are joined for one product: four layers of the same inputs."""
+    return under_rnn(nn.OptimizedLSTMCell(6), rng)
+
+
+@model(GRU, GRU_BIASES)
+def linen_gru(rng):
+    return under_rnn(nn.GRUCell(6), rng)
+
+
+def unrolled(cell, rng):
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            run = cell.clone(name="cell", parent=self)
+            carry = (jnp.zeros((4, 6)),) * 2 if isinstance(cell, nn.LSTMCell) else jnp.zeros((4, 6))
+            for t in range(x.shape[1]):
+                carry, y = run(carry, x[:, t])
+            return nn.Dense(3, name="out")(y)
+
+    net = Net()
+    batches = arrays(rng, (4, 5, 4), (4, 5, 4))
+    return lambda p, x: net.apply({"params": p}, x), initial(net, rng, batches[0]), batches
+
+
+@model({**LSTM, "out": dense(6, 3, 8)}, {**LSTM_BIASES, **biases("out")})
+def linen_unrolled_lstm(rng):
+    return unrolled(nn.LSTMCell(6), rng)
+
+
+@model({**GRU, "out": dense(6, 3, 8)}, {**GRU_BIASES, **biases("out")})
+def linen_unrolled_gru(rng):
+    return unrolled(nn.GRUCell(6), rng)
+
+
+@model(
+    {"embed_in": dense(3, 4, ROWS), **{name.replace("cell", "rnn/cell"): layer for name, layer in GRU.items()}},
+    {"embed_in/bias": "add", **{name.replace("cell", "rnn/cell"): why for name, why in GRU_BIASES.items()}},
+)
+def linen_reversed_rnn_with_lengths(rng):
+    """The batch holds sequences and their lengths; outputs are a pair."""
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, lengths):
+            rnn = nn.RNN(nn.GRUCell(6, parent=None), return_carry=True, reverse=True, keep_order=True, name="rnn")
+            return rnn(nn.tanh(nn.Dense(4, name="embed_in")(x)), seq_lengths=lengths)
+
+    net = Net()
+    batches = [(x, rng.integers(2, 6, 4)) for x in arrays(rng, (4, 5, 3), (4, 5, 3))]
+    params = initial(net, rng, *jax.tree.map(jnp.asarray, batches[0]))
+    return lambda p, batch: net.apply({"params": p}, *batch), params, batches
