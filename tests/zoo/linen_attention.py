@@ -1,7 +1,5 @@
 """Flax Linen: attention, and an encoder block around it."""
 
-import warnings
-
 import flax.linen as nn
 
 from tests.zoo.linen_basic import initial
@@ -42,9 +40,7 @@ def linen_multi_head_attention_to_another_sequence(rng):
 
 @model(QKV, biases(*QKV))
 def linen_self_attention(rng):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        net = nn.SelfAttention(num_heads=2)
+    net = nn.SelfAttention(num_heads=2)
     batches = arrays(rng, (3, 6, 8), (3, 6, 8))
     return lambda p, x: net.apply({"params": p}, x), initial(net, rng, batches[0]), batches
 

@@ -38,8 +38,8 @@ MLP_BIASES = biases("hidden", "out")
 
 
 def initial(net, rng, *inputs, **options):
-    """The net's parameters, drawn anew."""
-    return drawn(net.init(jax.random.key(0), *inputs, **options)["params"], rng)
+    """Parameters of the net's shapes (those of `net.init`), all of them random."""
+    return drawn(jax.eval_shape(lambda: net.init(jax.random.key(0), *inputs, **options))["params"], rng)
 
 
 @model(MLP, MLP_BIASES)

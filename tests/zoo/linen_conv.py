@@ -26,7 +26,7 @@ def linen_cnn_with_batch_norm(rng):
 
     net = Net()
     batches = arrays(rng, (4, 6, 6, 3), (4, 6, 6, 3))
-    variables = net.init(jax.random.key(0), batches[0], train=False)
+    variables = jax.eval_shape(lambda: net.init(jax.random.key(0), batches[0], train=False))
     statistics = jax.tree.map(jnp.exp, drawn(variables["batch_stats"], rng))
 
     def apply(p, x):

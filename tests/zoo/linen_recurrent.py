@@ -5,16 +5,11 @@ import jax
 import jax.numpy as jnp
 
 from tests.zoo.linen_basic import initial
-from tests.zoo.registry import arrays, biases, dense, model
+from tests.zoo.registry import JOINED, arrays, biases, dense, model
 
 ROWS = 2 * 4 * 5  # batches × examples × steps
-LSTM = {
-    f"cell/{source}{gate}": dense(n, 6, ROWS)
-    for gate in "ifgo"
-    for source, n in (("i", 4), ("h", 6))
-}
+LSTM = {f"cell/{source}{gate}": dense(n, 6, ROWS) for gate in "ifgo" for source, n in (("i", 4), ("h", 6))}
 LSTM_BIASES = biases("cell/hi", "cell/hf", "cell/hg", "cell/ho")
-JOINED_LSTM = {name: LSTM[name] for source in "ih" for name in (f"cell/{source}{gate}" for gate in "ifgo")}
 GRU = {
     f"cell/{name}": dense(n, 6, ROWS) for name, n in (("ir", 4), ("hr", 6), ("iz", 4), ("hz", 6), ("in", 4), ("hn", 6))
 }
@@ -32,10 +27,25 @@ def linen_lstm(rng):
     return under_rnn(nn.LSTMCell(6), rng)
 
 
-@model(JOINED_LSTM, LSTM_BIASES)
+@model(
+    {"out": dense(6, 3, ROWS)},
+    {
+        **{f"rnn/{name}/kernel": JOINED for name in LSTM},
+        **{f"rnn/{name}": JOINED for name in LSTM_BIASES},
+        **biases("out"),
+    },
+)
 def linen_optimized_lstm(rng):
-    """Four kernels are joined for one product: four layers of the same inputs."""
-    return under_rnn(nn.OptimizedLSTMCell(6), rng)
+    """This cell joins four kernels for one product, so that no kernel multiplies alone."""
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3, name="out")(nn.RNN(nn.OptimizedLSTMCell(6, parent=None), name="rnn")(x))
+
+    net = Net()
+    batches = arrays(rng, (4, 5, 4), (4, 5, 4))
+    return lambda p, x: net.apply({"params": p}, x), initial(net, rng, batches[0]), batches
 
 
 @model(GRU, GRU_BIASES)
@@ -70,7 +80,7 @@ def linen_unrolled_gru(rng):
 
 @model(
     {"embed_in": dense(3, 4, ROWS), **{name.replace("cell", "rnn/cell"): layer for name, layer in GRU.items()}},
-    {"embed_in/bias": "add", **{name.replace("cell", "rnn/cell"): why for name, why in GRU_BIASES.items()}},
+    {**biases("embed_in"), **{name.replace("cell", "rnn/cell"): why for name, why in GRU_BIASES.items()}},
 )
 def linen_reversed_rnn_with_lengths(rng):
     """The batch holds sequences and their lengths; outputs are a pair."""

@@ -54,27 +54,32 @@ def named_leaves(params) -> dict[str, np.ndarray]:
 def _uses(apply, params, batch):
     """(layer name, use) for each product of data with a parameter, in the order in which they run."""
     candidates = list(_candidates(named_leaves(params)))
+    batch = jax.tree.map(jax.numpy.asarray, batch)  # nnx.scan takes no NumPy array as carry without jit
     with jax.disable_jit(), _recorded() as products:
         apply(params, batch)
-    for form, operands, details in products:
+    for form, operands, details, output in products:
         owned = [_matches(operand, candidates) for operand in operands]
         for side, other in ((0, 1), (1, 0)):
             if owned[other]:
                 continue  # the other one is a parameter too, so this is no data
             for kind, kernel, rows in form(*operands, side, **details):
-                for name, leaf, columns in owned[side] or _side_by_side(kernel, candidates):
+                owners = owned[side] or _side_by_side(kernel, candidates)
+                if owners:
+                    _check(rows @ kernel, output)
+                for name, leaf, columns in owners:
                     yield name, Use(kind, kernel[:, :, columns], rows, leaf)
 
 
 @contextlib.contextmanager
 def _recorded():
-    """Lists (form, (lhs, rhs), details) of all products that are computed, whatever traced them before."""
+    """Lists (form, (lhs, rhs), details, output) of all products that are computed, whatever traced them before."""
     products, forms = [], {lax.dot_general_p: _dot, lax.conv_general_dilated_p: _conv}
 
     def listening(form, impl):
         def computed(lhs, rhs, **details):
-            products.append((form, (np.asarray(lhs), np.asarray(rhs)), details))
-            return impl(lhs, rhs, **details)
+            output = impl(lhs, rhs, **details)
+            products.append((form, (np.asarray(lhs), np.asarray(rhs)), details, np.asarray(output)))
+            return output
 
         return computed
 
@@ -126,6 +131,13 @@ def _same_numbers(leaf, operand):
     return np.array_equal(np.sort(leaf.astype(operand.dtype), None), np.sort(operand, None))
 
 
+def _check(product, output):
+    """The rows and the kernel are the right ones only if their product has the numbers that the model computed."""
+    tolerance = 0.01 if output.dtype == jax.numpy.bfloat16 else 1e-5
+    output = np.sort(output.astype(np.float64), None)
+    np.testing.assert_allclose(np.sort(product, None), output, rtol=tolerance, atol=tolerance * np.abs(output).max())
+
+
 def _dot(lhs, rhs, side, *, dimension_numbers, **_):
     """[(kind, kernel, rows)] of a `dot_general` whose operand `side` is the kernel."""
     contracted, batch = dimension_numbers
@@ -169,4 +181,6 @@ def _spread(x, dilation, padding):
     space = [(n - 1) * d + 1 for n, d in zip(x.shape[2:], dilation, strict=True)]
     spread = np.zeros((*x.shape[:2], *space))
     spread[(..., *(slice(None, None, d) for d in dilation))] = x
-    return np.pad(spread, [(0, 0), (0, 0), *padding])
+    spread = np.pad(spread, [(0, 0), (0, 0), *(np.maximum(sides, 0) for sides in padding)])
+    cut = [slice(max(-low, 0), n - max(-high, 0)) for (low, high), n in zip(padding, spread.shape[2:], strict=True)]
+    return spread[(..., *cut)]

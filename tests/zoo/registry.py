@@ -25,8 +25,11 @@ MULTIPLIED = "mul"
 LOOKED_UP = "look|gather"
 TWO_WAYS = "ways"
 COMPUTED = "comput|mul|square|integer_pow"
+JOINED = "concat|join"
 IN_BRANCH = "cond|branch"
 IN_LOOP = "while|loop"
+NOT_USED = "not used|unused|depend"
+NOT_FLOAT = "int|float|gt|compar"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,17 +92,13 @@ def norms(*layers):
 
 
 def drawn(shapes, rng):
-    """The same tree with every float leaf drawn anew: no zeros or ones, no number twice in one leaf."""
+    """The same tree with every float leaf drawn anew: no zeros or ones, no number twice in one leaf, so that a kernel
+    and its place are known by its numbers."""
 
     def draw(leaf):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             return leaf
-        if leaf.dtype == jnp.bfloat16:
-            values = rng.choice(_BFLOAT16, leaf.size, replace=False).reshape(leaf.shape)
-        else:
-            values = rng.normal(0, 0.4, leaf.shape).astype(leaf.dtype)
-            assert np.unique(values).size == values.size
-        return jnp.asarray(values, leaf.dtype)
+        return jnp.asarray(rng.choice(_NUMBERS, leaf.shape, replace=False), leaf.dtype)
 
     return jax.tree.map(draw, shapes)
 
@@ -109,7 +108,7 @@ def arrays(rng, *shapes):
     return [rng.normal(size=shape).astype(np.float32) for shape in shapes]
 
 
-# All numbers of either sign from 2⁻⁶ to 2 that bfloat16 can hold.
-_BFLOAT16 = np.concatenate(
+# All numbers of either sign from 2⁻⁶ to 2 that bfloat16 can hold, so that a cast to it leaves them distinct.
+_NUMBERS = np.concatenate(
     [s * 2.0**e * (1 + np.arange(128) / 128) for s in (-1, 1) for e in range(-6, 1)],
 ).astype(np.float32)
