@@ -1,4 +1,4 @@
-"""Flax Linen: recurrent cells. A kernel used at each of 5 time steps is one layer with the rows of all steps."""
+"""Flax Linen: recurrent cells. A kernel used at each of 3 time steps is one layer with the rows of all steps."""
 
 import flax.linen as nn
 import jax
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from tests.zoo.linen_basic import initial
 from tests.zoo.registry import JOINED, arrays, biases, dense, model
 
-ROWS = 2 * 4 * 5  # batches × examples × steps
+ROWS = 2 * 4 * 3  # batches × examples × steps
 LSTM = {f"cell/{source}{gate}": dense(n, 6, ROWS) for gate in "ifgo" for source, n in (("i", 4), ("h", 6))}
 LSTM_BIASES = biases("cell/hi", "cell/hf", "cell/hg", "cell/ho")
 GRU = {
@@ -18,7 +18,7 @@ GRU_BIASES = biases("cell/ir", "cell/iz", "cell/in", "cell/hn")
 
 def under_rnn(cell, rng):
     net = nn.RNN(cell)
-    batches = arrays(rng, (4, 5, 4), (4, 5, 4))
+    batches = arrays(rng, (4, 3, 4), (4, 3, 4))
     return lambda p, x: net.apply({"params": p}, x), initial(net, rng, batches[0]), batches
 
 
@@ -44,7 +44,7 @@ def linen_optimized_lstm(rng):
             return nn.Dense(3, name="out")(nn.RNN(nn.OptimizedLSTMCell(6, parent=None), name="rnn")(x))
 
     net = Net()
-    batches = arrays(rng, (4, 5, 4), (4, 5, 4))
+    batches = arrays(rng, (4, 3, 4), (4, 3, 4))
     return lambda p, x: net.apply({"params": p}, x), initial(net, rng, batches[0]), batches
 
 
@@ -64,7 +64,7 @@ def unrolled(cell, rng):
             return nn.Dense(3, name="out")(y)
 
     net = Net()
-    batches = arrays(rng, (4, 5, 4), (4, 5, 4))
+    batches = arrays(rng, (4, 3, 4), (4, 3, 4))
     return lambda p, x: net.apply({"params": p}, x), initial(net, rng, batches[0]), batches
 
 
@@ -92,6 +92,6 @@ def linen_reversed_rnn_with_lengths(rng):
             return rnn(nn.tanh(nn.Dense(4, name="embed_in")(x)), seq_lengths=lengths)
 
     net = Net()
-    batches = [(x, rng.integers(2, 6, 4)) for x in arrays(rng, (4, 5, 3), (4, 5, 3))]
+    batches = [(x, rng.integers(1, 4, 4)) for x in arrays(rng, (4, 3, 3), (4, 3, 3))]
     params = initial(net, rng, *jax.tree.map(jnp.asarray, batches[0]))
     return lambda p, batch: net.apply({"params": p}, *batch), params, batches

@@ -149,7 +149,7 @@ def under_rnn(cell, rng):
         # The cell counts the random numbers that it draws for its first state: in a copy, or jit would refuse it.
         return nnx.merge(graph, p, rest, copy=True)(x)
 
-    return apply, drawn(params, rng), arrays(rng, (4, 5, 4), (4, 5, 4))
+    return apply, drawn(params, rng), arrays(rng, (4, 3, 4), (4, 3, 4))
 
 
 @model(LSTM, biases("cell/hi", "cell/hf", "cell/hg", "cell/ho"))
