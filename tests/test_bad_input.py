@@ -112,7 +112,7 @@ def test_values_that_leave_the_function():
 
     def keeps(params, x):
         kept.append(x @ params["w"])
-        return kept[0]
+        return kept[-1] + kept[0][:1]
 
     assert re.search("side effect", refusal(keeps, batches=[BATCHES[0], BATCHES[0][:8]]))
 
