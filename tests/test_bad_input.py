@@ -114,7 +114,7 @@ def test_values_that_leave_the_function():
         kept.append(x @ params["w"])
         return kept[-1] + kept[0][:1]
 
-    assert re.search("side effect", refusal(keeps, batches=[BATCHES[0], BATCHES[0][:8]]))
+    assert re.search("an earlier call left behind", refusal(keeps, batches=[BATCHES[0], BATCHES[0][:8]]))
 
 
 class TorchLike:
