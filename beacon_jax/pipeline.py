@@ -21,7 +21,7 @@ from beacon_jax.devices import Placement
 from beacon_jax.layers import Layer, check_rows, find_layers, subtree
 from beacon_jax.models.stages import stages_of
 from beacon_jax.quant.gram import GramStats
-from beacon_jax.quant.methods import METHODS
+from beacon_jax.quant.methods.table import METHODS
 from beacon_jax.quant.metrics import cosines, relative_output_error
 from beacon_jax.quant.quantized import QuantizedMatrix
 from beacon_jax.spec import LayerPlan, QuantSpec
@@ -166,7 +166,7 @@ def _quantize_layer(name: str, params: Any, plan: LayerPlan, stats: GramStats, g
         mean_cosine=float(cosine.mean()),
         min_cosine=float(cosine.min()),
         dead=int(stats.dead.sum()),
-        rows=int(stats.count),
+        rows=int(stats.rows),
         gram_seconds=gram_seconds,
         solve_seconds=end - start,
         **{key: float(matrix.info[field].mean()) for key, field in _OPTIONAL.items() if field in matrix.info},

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from beacon_jax.quant.gram import GramStats
-from beacon_jax.quant.methods import METHODS
+from beacon_jax.quant.methods.table import METHODS
 from beacon_jax.quant.metrics import cosines, relative_output_error
 from tests.quant.problems import KINDS, gram, make_problem
 
@@ -81,7 +81,11 @@ def test_bad_problems_get_one_clear_sentence(rng, name):
     bad = jnp.full_like(kernel, jnp.nan)
     broken = jax.tree.map(lambda a: a * jnp.inf, stats)
     for arguments, message in (
-        ((kernel[None], stats, "2"), r"expected a 2-D kernel \(inputs, outputs\), got shape \(1, 24, 6\)"),
+        (
+            (kernel[0], stats, "2"),
+            r"expected a kernel \(inputs, outputs\) or \(groups, inputs, outputs\), got shape \(6,\)",
+        ),
+        ((kernel[None], stats, "2"), r"of one layer, but the kernel of shape \(1, 24, 6\) is of 1 groups"),
         ((kernel[:5], stats, "2"), r"statistics are for 24 inputs, but the kernel of shape \(5, 6\) has 5"),
         ((bad, stats, "2"), r"NaN or infinity in the kernel of shape \(24, 6\)"),
         ((kernel, broken, "2"), "NaN or infinity in the calibration statistics"),
@@ -98,9 +102,9 @@ def test_bad_problems_get_one_clear_sentence(rng, name):
     [
         ("rtn", {"scale": "median"}, "unknown scale 'median'; expected one of absmax, lsq"),
         ("gptq", {"scale": "median"}, "unknown scale 'median'; expected one of absmax, lsq, beacon"),
-        ("gptq", {"damping": 0.0}, "damping must be positive"),
+        ("gptq", {"damping": 0.0}, "damping must be a finite number above 0, got"),
         ("gptq", {"scale": "beacon", "symmetric": False}, "no zero point"),
-        ("gptq", {"damping": float("nan")}, "damping must be positive"),
+        ("gptq", {"damping": float("nan")}, "damping must be a finite number above 0, got"),
         ("gptq", {"block_size": 0}, "block_size must be an integer of at least 1, got 0"),
         ("beacon", {"sweeps": 2.5}, "sweeps must be an integer of at least 0, got 2.5"),
         ("beacon", {"channel_chunk": 0}, "channel_chunk must be an integer of at least 1, got 0"),
