@@ -55,6 +55,10 @@ class Moments:
         """(N,); 0 for no rows."""
         return self.shift + self.correction(count)
 
+    def variance_sums(self, count: jax.Array) -> jax.Array:
+        """(N,) weighted sums of squares about the mean, but for rounding at least 0."""
+        return jnp.diagonal(self.products, axis1=-2, axis2=-1) - self.total * self.correction(count)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -173,26 +177,6 @@ class GramStats:
         a, b = self.x, self.x_tilde
         return (a.shift - b.shift) + (a.correction(self.count) - b.correction(self.count))
 
-    @property
-    def mean_over_spread(self) -> jax.Array:
-        """Root mean square of the inputs' means over that of their standard deviations; of X or X̃, the larger.
-
-        A scalar; infinite for inputs that are not zero and never change, 0 for inputs that are zero.
-        """
-
-        def ratio(stream):
-            mean = self.count * jnp.square(stream.mean(self.count)).sum(-1)
-            spread = jnp.trace(self._centred(stream.products, stream, stream), axis1=-2, axis2=-1)
-            return jnp.where(mean > 0, jnp.sqrt(mean / jnp.maximum(spread, 0)), 0)
-
-        own = ratio(self.x_tilde)
-        return own if self.one_stream else jnp.maximum(own, ratio(self.x))
-
-    def measured_mean_over_spread(self) -> float | None:
-        """`mean_over_spread` as a number, of groups the largest; None in a function being traced (jit, vmap)."""
-        ratio = _mean_over_spread(self)
-        return None if isinstance(ratio, jax.core.Tracer) else float(np.max(np.asarray(ratio)))
-
     def astype(self, dtype) -> "GramStats":
         """The same sums in another dtype."""
         return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, self)
@@ -257,11 +241,6 @@ class GramStats:
         if not self.one_stream:
             return self
         return dataclasses.replace(self, x=self.x_tilde, cross=self.x_tilde.products)
-
-
-@jax.jit
-def _mean_over_spread(stats):
-    return stats.mean_over_spread
 
 
 @jax.jit

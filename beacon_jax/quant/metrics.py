@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from beacon_jax.quant.gram import GramStats
-from beacon_jax.quant.precision import in_dtype, working_dtype
+from beacon_jax.quant.precision import in_dtype, mean_over_spread, working_dtype
 from beacon_jax.quant.products import matmul, quadratic_form
 from beacon_jax.quant.quantized import QuantizedMatrix
 
@@ -31,8 +31,11 @@ def cosines(kernel: jax.Array, quantized: QuantizedMatrix, stats: GramStats) -> 
     return _measure(_cosines, kernel, quantized, stats)
 
 
+_mean_over_spread = jax.jit(mean_over_spread)
+
+
 def _measure(measure, kernel, quantized, stats):
-    dtype = working_dtype(stats.dtype, stats.measured_mean_over_spread())
+    dtype = working_dtype(stats.dtype, _mean_over_spread(stats))
     with in_dtype(dtype):
         W, W_hat = jnp.asarray(kernel, dtype), jnp.asarray(quantized.dequantize(), dtype)
         return measure(W, W_hat, stats.astype(dtype)).astype(stats.dtype)

@@ -10,7 +10,7 @@ import numpy as np
 
 from beacon_jax.quant.alphabets import Levels, make_alphabet
 from beacon_jax.quant.gram import GramStats
-from beacon_jax.quant.precision import in_dtype, working_dtype
+from beacon_jax.quant.precision import in_dtype, mean_over_spread, working_dtype
 from beacon_jax.quant.quantized import QuantizedMatrix
 
 
@@ -22,7 +22,7 @@ class Problem:
       W: kernel (N, C), or (E, N, C) for E groups that are solved together.
       stats: statistics of the inputs, of width N (and E groups).
       alphabet: (K,) float64, ascending levels.
-      mean_over_spread: of the inputs (see `GramStats`); None where it is not known (traced) or of no concern.
+      mean_over_spread: of inputs and outputs (see precision.py); None where it is not known (traced) or of no concern.
 
     Invariant: W and stats share one dtype, that in which the problem is to be solved (see precision.py).
     """
@@ -103,7 +103,7 @@ class Solution:
       matrix: the quantized kernel, its floats in the dtype of the statistics.
       bias_change: (C,), or (E, C) for groups: what is to be added to the layer's bias; None for nothing.
       solved_in: name of the dtype that the solver used, "float32" or "float64".
-      mean_over_spread: the inputs' mean over their spread (see `GramStats`), None where not known or of no concern.
+      mean_over_spread: of inputs and outputs (see precision.py), None where not known or of no concern.
     """
 
     matrix: QuantizedMatrix
@@ -113,12 +113,15 @@ class Solution:
 
     @property
     def note(self) -> str | None:
-        """One line for a report where the inputs' mean demanded float64, else None."""
+        """One line for a report where float64 was needed, else None."""
         if self.solved_in == self.matrix.scale.dtype.name:
             return None
         if not np.isfinite(self.mean_over_spread):
-            return f"solved in {self.solved_in} because the inputs never change"
-        return f"solved in {self.solved_in} because the inputs' mean is {self.mean_over_spread:,.0f} times their spread"
+            return f"solved in {self.solved_in} because inputs or an output never change"
+        ratio = f"{self.mean_over_spread:,.0f}"
+        return (
+            f"solved in {self.solved_in} because the mean of the inputs, or of an output, is {ratio} times its spread"
+        )
 
 
 def _check_shapes(shape: tuple[int, ...], stats: GramStats) -> None:
@@ -137,5 +140,5 @@ def _check_shapes(shape: tuple[int, ...], stats: GramStats) -> None:
 def _facts(stats, kernel):
     """(4,), in one call: whether there are rows (in every group); the statistics are finite; the kernel is; and ρ."""
     finite = [jnp.stack([jnp.isfinite(a).all() for a in jax.tree.leaves(tree)]).all() for tree in (stats, kernel)]
-    facts = (stats.count > 0).all(), *finite, stats.mean_over_spread.max()
+    facts = (stats.count > 0).all(), *finite, mean_over_spread(stats, kernel.astype(stats.dtype))
     return jnp.stack([fact.astype(stats.dtype) for fact in facts])

@@ -42,8 +42,8 @@ class Method:
     def solve(self, kernel: jax.Array, stats: GramStats, alphabet: Any, **options) -> Solution:
         """Quantizes a kernel, also under jax.jit and jax.vmap.
 
-        Where the inputs' mean is so large beside their spread that the statistics' dtype is not enough (see
-        precision.py), the solver works in float64 and the result is cast back. Inside jit or vmap the statistics'
+        Where the mean is so large beside the spread, of inputs or outputs, that the statistics' dtype is not enough
+        (see precision.py), the solver works in float64 and the result is cast back. Inside jit or vmap the statistics'
         values are not known, so it stays with their dtype there, and checks shapes only.
 
         Args:

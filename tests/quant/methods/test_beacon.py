@@ -12,8 +12,8 @@ from beacon_jax.quant.methods.table import METHODS
 from tests.quant.problems import KINDS, gram, levels_of, make_problem
 
 SWEEPS = 4
-SHAPES = [(1, 3), (2, 4), (3, 5), (8, 4), (21, 7), (40, 16), (64, 6)]
-USER_ALPHABETS = [(-3.0, -1.0, 0.0, 0.5, 2.0), (1.0, 2.0, 4.0)]
+SHAPES = [(1, 3), (3, 5), (8, 4), (21, 7), (40, 16)]
+USER_ALPHABETS = [(-3.0, -1.0, 0.0, 0.5, 2.0), (1.0, 2.0, 4.0, 5.0, 9.0)]  # of one length, which is one compilation
 ALPHABETS = [*NAMED, *USER_ALPHABETS]
 
 
@@ -36,12 +36,12 @@ def oracle_problems(N, C):
 
 @pytest.mark.parametrize(("N", "C"), SHAPES)
 def test_equals_the_oracle(x64, N, C):
-    """Float64: equal codes, scales, cosines. Float32: the same cosine but for a few near-ties. 7 × 32 problems."""
+    """Float64: equal codes, scales, cosines. Float32: the same cosine but for a few near-ties. 5 × 32 problems."""
     differences = []
     for kind, name, W, X, X_tilde in oracle_problems(N, C):
         alphabet = make_alphabet(name)
         q, c, history, fixed = oracle.beacon(W, X, X_tilde, alphabet, SWEEPS)
-        if N > 8:  # as two streams; the smaller sizes test statistics of one as well, which compile once more
+        if N != 8:  # as two streams; one size tests statistics of one as well, which compile once more
             X_tilde = X_tilde.copy()
         # Blocks of 16, so that the larger problems have several.
         result = quantize64(W, X, X_tilde, alphabet, block_size=16)
@@ -49,11 +49,14 @@ def test_equals_the_oracle(x64, N, C):
         np.testing.assert_allclose(result.scale, c, rtol=1e-8, atol=1e-12)
         np.testing.assert_allclose(result.info["cosine_history"], history, atol=1e-9)
         np.testing.assert_array_equal(result.info["fixed_point"], fixed)
+        if N < 8:
+            continue
         single = METHODS["beacon"](jnp.asarray(W, jnp.float32), gram(X, X_tilde, jnp.float32), alphabet, sweeps=SWEEPS)
         differences.append(true_cosines(W, X, X_tilde, levels_of(single)) - np.abs(history[-1]))
-    differences = np.concatenate(differences)
-    assert np.mean(np.abs(differences) <= 1e-5) >= 0.98
-    assert differences.mean() >= -1e-5
+    if differences:
+        differences = np.concatenate(differences)
+        assert np.mean(np.abs(differences) <= 1e-5) >= 0.98
+        assert differences.mean() >= -1e-5
 
 
 @pytest.mark.parametrize("name", ALPHABETS, ids=str)
