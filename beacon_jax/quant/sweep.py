@@ -92,8 +92,9 @@ def blocked_pass(
                 for stripe, corner in zip(stripes, corners, strict=True)
             ]
             outside = [matmul(stripe, Q) for stripe in rest]
-        own = jax.tree.map(lambda a: _slice(a, start, size), (shared, rows, Q))
-        block, state = visit_block(rule, corners, outside, constants, *own, state)
+        block, state = visit_block(
+            rule, corners, outside, constants, shared, rows, _slice(Q, start, size), state, start
+        )
         return _put(Q, block, start), state
 
     return lax.fori_loop(0, Q.shape[0] // size, enter_block, (Q, state))
@@ -108,6 +109,7 @@ def visit_block(
     rows: Any,
     block: jax.Array,
     state: Any,
+    start: jax.Array | int = 0,
 ) -> tuple[jax.Array, Any]:
     """One block of `blocked_pass`, which needs nothing from outside of it but what is passed.
 
@@ -115,7 +117,8 @@ def visit_block(
       rule, constants, state: as for `blocked_pass`.
       corners: (B, B), the block's own part of each matrix.
       outside: (B, C), what the rest of Q contributes to each matrix's product.
-      shared, rows, block: the B rows of `shared`, of `rows` and of Q.
+      shared, rows: as for `blocked_pass`; row `start` of them belongs to the block's first.
+      block: (B, C), its rows of Q.
 
     Returns:
       The block of Q and the state after it.
@@ -135,7 +138,7 @@ def visit_block(
 
         def visit_row(t, carry):
             products, block, state = carry
-            shared_t, rows_t = jax.tree.map(lambda a: _row(a, at + t), (shared, rows))
+            shared_t, rows_t = jax.tree.map(lambda a: _row(a, start + at + t), (shared, rows))
             old = _row(inner_before, t)
             chosen = choose(constants, shared_t, rows_t, [_row(v, t) for v in products], old, state)
             block = _put(block, chosen[None], at + t)

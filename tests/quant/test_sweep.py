@@ -86,9 +86,12 @@ def test_a_block_needs_only_what_it_is_given(x64, rng, size):
     outside = [rng.normal(size=block.shape) for _ in corners]
     expected = naive_pass(corners, gain, shared, rows, block, state, outside)
     arrays = jax.tree.map(jnp.asarray, (corners, outside, {"gain": gain}, shared, rows, block, state))
-    found = jax.jit(visit_block, static_argnums=0)(RULE, *arrays)
-    np.testing.assert_array_equal(found[0], expected[0])
-    np.testing.assert_allclose(found[1], expected[1], atol=1e-9)
+    corners, outside, constants, shared, rows, block, state = arrays
+    ahead = jnp.concatenate([0 * shared, shared]), jnp.concatenate([0 * rows, rows])
+    for others in ((shared, rows, block, state), (*ahead, block, state, size)):
+        found = jax.jit(visit_block, static_argnums=0)(RULE, corners, outside, constants, *others)
+        np.testing.assert_array_equal(found[0], expected[0])
+        np.testing.assert_allclose(found[1], expected[1], atol=1e-9)
 
 
 @pytest.mark.parametrize("blocks", [1, 3, 4, 11])

@@ -145,21 +145,30 @@ def groups_of_layers(rng, kinds=("mismatch", "dead_mismatch", "correlated"), N=1
     return jax.tree.map(lambda *a: jnp.stack(a), *layers), layers
 
 
+def assert_each_group_is_solved_as_alone(found, method, layers):
+    for e, layer in enumerate(layers):
+        expected = method(*layer)
+        np.testing.assert_array_equal(found.codes[e], expected.codes)
+        np.testing.assert_allclose(found.scale[e], expected.scale, rtol=1e-9)
+        for key, value in expected.info.items():
+            np.testing.assert_allclose(found.info[key][e], value, rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize(("name", "options"), CASES, ids=str)
 def test_groups_are_solved_as_each_would_be_alone(x64, rng, name, options):
-    """Also under jit and vmap, and facts included."""
     (kernels, stats), layers = groups_of_layers(rng)
     method = functools.partial(METHODS[name], alphabet="2", **options)
     together = method(kernels, stats)
     assert together.shape == (3, 10, 4) and together.alphabet.shape == (4,)
+    assert_each_group_is_solved_as_alone(together, method, layers)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_under_vmap_and_jit(x64, rng, name):
+    (kernels, stats), layers = groups_of_layers(rng)
+    method = functools.partial(METHODS[name], alphabet="2")
     mapped = jax.jit(jax.vmap(lambda W, stats: dataclasses.replace(method(W, stats), alphabet=None)))(kernels, stats)
-    for e, (kernel, alone) in enumerate(layers):
-        expected = method(kernel, alone)
-        for found in (together, mapped):
-            np.testing.assert_array_equal(found.codes[e], expected.codes)
-            np.testing.assert_allclose(found.scale[e], expected.scale, rtol=1e-9)
-            for key, value in expected.info.items():
-                np.testing.assert_allclose(found.info[key][e], value, rtol=1e-6, atol=1e-9)
+    assert_each_group_is_solved_as_alone(mapped, method, layers)
 
 
 @pytest.mark.parametrize("name", METHODS)
