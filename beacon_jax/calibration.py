@@ -168,11 +168,11 @@ class Calibration:
         least = jnp.float64 if self.execution.forward_dtype == "float64" else jnp.float32
         leaf = self.streams[0].leaves[layer.leaf]
         dtype = jnp.promote_types(least, leaf.dtype)
-        *groups, N, _ = layer.shape
-        stats = GramStats.zeros(N, dtype, streams=len(self.streams), float_known=float_known)
-        if groups:
-            stats = jax.tree.map(lambda a: jnp.zeros((*groups, *a.shape), a.dtype), stats)
-        return self.placement.everywhere(stats)
+        N, groups = layer.shape[-2], layer.shape[0] if len(layer.shape) == 3 else None
+        streams = len(self.streams)
+        return self.placement.everywhere(
+            GramStats.zeros(N, dtype, streams=streams, float_known=float_known, groups=groups)
+        )
 
     def _run(self, stage, groups, stats, onward):
         """One pass of all streams to the inputs of these groups; with `onward` the first stream moves on as well."""
@@ -245,10 +245,9 @@ def _add_batch(step: _Step, stats, arrays, weights):
 def _updated(stats: GramStats, rows: list[jax.Array], weights: jax.Array | None) -> GramStats:
     """The statistics, of each group where there are several, with these rows of each stream."""
     x, x_tilde = rows if len(rows) == 2 else (rows[0], None)
-    named = {} if weights is None else {"weights": weights}
-    if stats.H.ndim == 2:
-        return stats.update(x, x_tilde, **named)
-    return jax.vmap(lambda own, *rows: own.update(*rows, **named))(stats, *rows)
+    if not stats.groups:
+        return stats.update(x, x_tilde, weights)
+    return jax.vmap(lambda own, *rows: own.update(*rows, weights=weights))(stats, *rows)
 
 
 def check_batch(batch: Any, i: int) -> list[np.ndarray]:

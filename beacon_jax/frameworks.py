@@ -30,8 +30,8 @@ def as_function(model: Any, params: Any) -> tuple[Callable[[Any, Any], Any], Any
     if isinstance(model, nn.Module):
         if isinstance(params, Mapping) and "params" in params:
             raise ValueError(
-                'params holds the collection "params" itself: pass variables["params"], or a function apply(params, batch) '
-                "for a module with other variables"
+                'params holds the collection "params" itself: pass variables["params"], or a function apply(params, '
+                "batch) for a module with other variables"
             )
         return lambda p, batch: model.apply({"params": p}, batch), params
     return model, params

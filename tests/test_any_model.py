@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from beacon_jax import METHODS, QuantSpec, quantize
+from beacon_jax.quant.methods import rtn
+from beacon_jax.quant.methods.table import Method
 from tests.zoo import (
     by_hand,
     linen_attention,
@@ -26,22 +28,26 @@ pytestmark = pytest.mark.filterwarnings("ignore:SelfAttention will be deprecated
 every_model = pytest.mark.parametrize("name", MODELS)
 
 
+def spied(model, calibrate_on="both", **arguments):
+    """(result, [(kernel, H, G, F, count) of each group that the method was given]) with 4 bit and round to nearest."""
+    seen = []
+
+    class Spy(Method):
+        def solve(self, kernel, stats, alphabet, **options):
+            arrays = kernel, stats.H, stats.G, stats.F, stats.count
+            arrays = [np.asarray(a, np.float64) for a in arrays]
+            seen.extend(zip(*arrays, strict=True) if kernel.ndim == 3 else [tuple(arrays)])
+            return super().solve(kernel, stats, alphabet, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(METHODS, "spy", Spy("spy", rtn.RTNOptions, rtn.solve))
+        spec = QuantSpec(method="spy", alphabet="4", calibrate_on=calibrate_on, allow_few_rows=True)
+        return quantize(model.apply, model.params, model.batches, spec, **arguments), seen
+
+
 @functools.cache
 def quantized(name, calibrate_on):
-    """(result, [(kernel, H, G, F) that the method was given]) with 4 bit and round to nearest."""
-    seen, nearest = [], METHODS["rtn"]
-
-    def spy(kernel, stats, alphabet):
-        jax.debug.callback(lambda *arrays: seen.append(arrays), kernel, stats.H, stats.G, stats.F)
-        return nearest(kernel, stats, alphabet)
-
-    model = MODELS[name]()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(METHODS, "spy", spy)
-        spec = QuantSpec(method="spy", alphabet="4", calibrate_on=calibrate_on, allow_few_rows=True)
-        result = quantize(model.apply, model.params, model.batches, spec)
-        jax.effects_barrier()
-    return result, [tuple(np.asarray(a, np.float64) for a in arrays) for arrays in seen]
+    return spied(MODELS[name](), calibrate_on)
 
 
 @functools.cache
@@ -69,7 +75,7 @@ def in_order_of(use, result, seen, layer):
         assert len(found) == 1, f"group {e} of {layer} was quantized {len(found)} times"
         (rows, columns), record = found[0]
         kernel[e] = kernel[e][rows][:, columns]
-        given.append([gram[rows][:, rows] for gram in record[1:]])
+        given.append([gram[rows][:, rows] for gram in record[1:4]])
     return kernel, given
 
 
@@ -181,24 +187,17 @@ def test_a_linen_module_may_be_handed_over_itself():
 def test_rows_count_by_their_weights(padded):
     """A padded token's row adds nothing to the statistics, a weighted one as much as its weight."""
     model, use = MODELS["linen_ids_and_mask"](), float_uses("linen_ids_and_mask")["fc"]
-    seen, nearest = [], METHODS["rtn"]
-
-    def spy(kernel, stats, alphabet):
-        jax.debug.callback(lambda *arrays: seen.append(arrays), kernel, stats.H, stats.count)
-        return nearest(kernel, stats, alphabet)
 
     def weigh(batch):
         return np.where(batch["mask"] > 0, 1, padded).astype(np.float32)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(METHODS, "spy", spy)
-        spec = QuantSpec(method="spy", alphabet="4", allow_few_rows=True)
-        quantize(model.apply, model.params, model.batches, spec, weights=weigh)
-        jax.effects_barrier()
-    (kernel, gram, count), *more = seen
+    result, seen = spied(model, weights=weigh)
+    (kernel, gram, _, _, count), *more = [record for record in seen if by_hand.alignment(use.kernel[0], record[0])]
     weight = np.concatenate([weigh(batch).ravel() for batch in model.batches])
     rows, _ = by_hand.alignment(use.kernel[0], kernel)
     expected = (use.rows[0] * weight[:, None]).T @ use.rows[0]
     assert not more
     np.testing.assert_allclose(np.asarray(gram)[rows][:, rows], expected, rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(count, weight.sum(), rtol=1e-6)
+    (report,) = (report for report in result.reports if report.layer == "fc")
+    assert report.rows == (weight > 0).sum()

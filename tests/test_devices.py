@@ -14,8 +14,9 @@ import pytest
 
 from beacon_jax import METHODS, Execution, GramStats, QuantSpec, quantize
 from beacon_jax.devices import Placement, make_mesh
-from beacon_jax.quant import beacon
 from beacon_jax.quant.alphabets import Levels, make_alphabet
+from beacon_jax.quant.methods import beacon, rtn
+from beacon_jax.quant.methods.table import Method
 from beacon_jax.streams import ActivationStream
 from tests.quant.problems import gram, make_problem
 from tests.test_pipeline import LAYERS, MODEL, blocks
@@ -120,7 +121,7 @@ def test_the_solver_exchanges_nothing_but_whether_channels_still_change(rng):
     kernel = placement.by_channels(jnp.asarray(W, jnp.float32))
     levels = Levels.of(make_alphabet("2"), jnp.float32)
     options = dict(sweeps=3, both_signs=False, block_size=8, channel_chunk=None)
-    text = beacon.solve.wide.lower(kernel, stats, levels, **options).compile().as_text()
+    text = beacon.solve_codes.wide.lower(kernel, stats, levels, **options).compile().as_text()
     collectives = [
         line.split(" = ")[1]
         for line in text.splitlines()
@@ -141,17 +142,17 @@ def test_layers_of_one_input_share_a_pass(rng, monkeypatch):
     """Here q, k and v; their statistics are the very same arrays."""
     seen = []
 
-    def spy(kernel, stats, alphabet):
-        if not isinstance(stats.H, jax.core.Tracer):
+    class Spy(Method):
+        def solve(self, kernel, stats, alphabet, **options):
             seen.append(stats)
-        return METHODS["rtn"](kernel, stats, alphabet)
+            return super().solve(kernel, stats, alphabet, **options)
 
-    monkeypatch.setitem(METHODS, "spy", spy)
+    monkeypatch.setitem(METHODS, "spy", Spy("spy", rtn.RTNOptions, rtn.solve))
     batches = [rng.normal(size=(16, 5)).astype(np.float32)]
     params = SelfAttention().init(jax.random.key(0), batches[0])["params"]
     result = quantize(SelfAttention(), params, batches, QuantSpec(method="spy", layers=".*"))
     assert [r.layer for r in result.reports] == ["q", "k", "v", "out"]
-    assert seen[0].H is seen[1].H is seen[2].H and seen[3].width == 6
+    assert seen[0] is seen[1] is seen[2] and seen[3].width == 6
     np.testing.assert_allclose(seen[0].H, GramStats.zeros(5).update(batches[0]).H, rtol=1e-6)
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 from collections import Counter
 
 import flax.linen as nn
@@ -11,7 +12,9 @@ from beacon_jax import METHODS, Execution, FloatStats, GramStats, QuantSpec, cal
 from beacon_jax.graph.model import Model
 from beacon_jax.graph.stages import piece
 from beacon_jax.models.vit import ViT
-from beacon_jax.quant import beacon, rtn
+from beacon_jax.quant.methods import beacon, rtn
+from beacon_jax.quant.methods.options import Options, option
+from beacon_jax.quant.methods.table import Method
 
 MODEL = ViT(image_size=8, patch_size=2, width=16, depth=2, heads=2, channels=1, classes=10)
 LAYERS = [f"blocks_{i}/{n}" for i in range(2) for n in ("attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2")]
@@ -36,12 +39,19 @@ def seen(monkeypatch):
     """A method that rounds to nearest and keeps the statistics it was given, in order."""
     seen = []
 
-    def spy(kernel, stats, alphabet, *, tag=None):
-        if not isinstance(stats.H, jax.core.Tracer):  # QuantSpec traces the method once to check its options
-            seen.append(jax.tree.map(np.asarray, stats))
-        return rtn.quantize(kernel, stats, alphabet)
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class SpyOptions(Options):
+        tag: int | None = option(None, "of no effect", at_least=0)
 
-    monkeypatch.setitem(METHODS, "spy", spy)
+    class Spy(Method):
+        def solve(self, kernel, stats, alphabet, **options):
+            seen.append(jax.tree.map(np.asarray, stats))
+            return super().solve(kernel, stats, alphabet, **options)
+
+    def solver(problem, options):
+        return rtn.solve(problem, rtn.RTNOptions())
+
+    monkeypatch.setitem(METHODS, "spy", Spy("spy", SpyOptions, solver))
     return seen
 
 
@@ -340,10 +350,10 @@ def test_memory_is_constant_in_the_number_of_images(problem):
 
 def test_one_trace_per_layer_shape(problem):
     params, batches = problem
-    beacon.solve.wide.clear_cache()
+    beacon.solve_codes.wide.clear_cache()
     for alphabet in ("1.58", "2", "4"):
         quantize(MODEL, params, batches, blocks(alphabet=alphabet))
-    assert beacon.solve.wide._cache_size() == 4
+    assert beacon.solve_codes.wide._cache_size() == 4
 
 
 @pytest.mark.parametrize(
