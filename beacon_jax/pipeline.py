@@ -251,10 +251,8 @@ class _Run:
         matrix = self._placement.everywhere(solution.matrix).first_channels(kernel.shape[-1])
         matrix = matrix.astype(jnp.promote_types(jnp.float32, kernel.dtype))
         jax.block_until_ready(matrix)
-        end = time.perf_counter()
-        return _report(
-            layer, plan, kernel, dataclasses.replace(solution, matrix=matrix), stats, gram_seconds, end - start
-        )
+        seconds = gram_seconds, time.perf_counter() - start
+        return _report(layer, plan, kernel, dataclasses.replace(solution, matrix=matrix), stats, seconds)
 
 
 _OPTIONAL = {"sweeps": "sweeps", "fixed_points": "fixed_point"}

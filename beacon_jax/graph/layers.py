@@ -1,7 +1,6 @@
 """The layers of a program: products of data with one parameter leaf. And why the other parameters are none."""
 
 import dataclasses
-import itertools
 import math
 from collections import defaultdict
 from typing import Any
@@ -27,6 +26,7 @@ class Use:
     rows: int  # m, of each group
     multiplications: int
     of_data: bool  # False where the inputs are constants, such as the first state of a recurrence
+    part: int  # which of several kernels that are joined for the product
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +132,7 @@ def find_layers(program: Program) -> Found:
             f"no output of the function depends on a product of data and a parameter ({said or 'no parameters'})"
         )
     layers = _named(program, layers)
-    layers.sort(key=lambda layer: layer.uses[0].position)
+    layers.sort(key=lambda layer: (layer.uses[0].position, layer.uses[0].part))
     return Found(tuple(layers), reasons, partly)
 
 
@@ -163,8 +163,9 @@ def _walk(program: Program):
             if not isinstance(v, int) or not (v in spread or v in joined):
                 continue
             dimension, parts = joined.get(v, (None, [v]))
-            uses = [_product(program, equation, position, side, part, dimension) for part in parts if part in exact]
-            for part, use in itertools.zip_longest(parts, uses):
+            for k, part in enumerate(parts):
+                arguments = program, equation, position, side, k, parts, dimension
+                use = _product(*arguments) if part in exact else None
                 if use is not None:
                     products[exact[part][0]].append((exact[part][1], use))
                 else:
@@ -176,11 +177,12 @@ def _walk(program: Program):
 
 
 def _product(
-    program: Program, equation: Equation, position: int, side: int, part: int, dimension: int | None
+    program: Program, equation: Equation, position: int, side: int, k: int, parts: list[int], dimension: int | None
 ) -> Use | None:
     """The product of data (or constants) with the operand on that side, None where the equation is none.
 
-    `part` is the operand, or where `dimension` is given one of the kernels joined along it, which has its own outputs.
+    The operand is parts[k], or where `dimension` is given that is one of the kernels joined along it, with its own
+    outputs.
     """
     if equation.name not in ("dot_general", "conv_general_dilated"):
         return None
@@ -189,7 +191,7 @@ def _product(
     if not isinstance(other, int) or (leaves[other] and not data[other]):
         return None
     shapes = [program.avals[v].shape for v in equation.inputs]
-    shapes[side] = program.avals[part].shape
+    shapes[side] = program.avals[parts[k]].shape
     if equation.name == "dot_general":
         view = DotView.of(equation, side, shapes)
         rows = math.prod(shapes[1 - side][i] for i in view.inputs[2])
@@ -205,7 +207,7 @@ def _product(
         channels = shapes[1][view.dimension_numbers.rhs_spec[0]]
         rows, inputs = out // channels, math.prod(shapes[1]) // channels
         multiplications = out * inputs
-    return Use(position, other, view, rows, multiplications, data[other]) if multiplications else None
+    return Use(position, other, view, rows, multiplications, data[other], k) if multiplications else None
 
 
 def _how(program, equation, side, leaves, data, joined=False) -> str:
