@@ -15,13 +15,13 @@ def get_config() -> ConfigDict:
     config.model.checkpoint = "experiments/checkpoints/language.safetensors"
     config.data.name = "stdlib_docstrings"
 
-    config.train.epochs = 16
-    config.train.batch_size = 32  # windows of 128 tokens
+    config.train.epochs = 8
+    config.train.batch_size = 16  # windows of 128 tokens
     config.train.optimizer = "muon"
     config.train.learning_rate = 2e-3
-    config.train.muon_learning_rate = 4e-3
+    config.train.muon_learning_rate = 3e-3
     config.train.warmup_epochs = 0.5
     config.train.weight_decay = 0.1
-    config.train.save_every = 100
+    config.train.save_every = 200
     config.train.float_checkpoint = config.model.get_ref("checkpoint")
     return config
