@@ -1,4 +1,4 @@
-"""A decoder language model of 4 blocks, 128 wide, on the docstrings of Python's standard library, trained by this project.
+"""A decoder of 4 blocks, 128 wide, on the docstrings of Python's standard library, trained by this project.
 
 Train:     python -m experiments.train_language --config=configs/language.py
 """

@@ -6,7 +6,6 @@ per byte of the test texts. As in experiments/train.py the state is saved every 
 that was stopped goes on from there: same config, same result.
 """
 
-import json
 import math
 from pathlib import Path
 
@@ -14,63 +13,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import path_aware_map
 from tqdm import tqdm
 
 from beacon_jax import checkpoint
 from beacon_jax.models.decoder import create_decoder
 from experiments import common
-from experiments.text import ArrayBatches, read_corpus, split_texts, windows
-from experiments.train import Progress, make_optimizer
-
-TOKENS = 128  # of a window
-SEPARATOR = "<|endoftext|>"
+from experiments.text import read_corpus, split_texts
+from experiments.tokens import CONTEXT, ArrayBatches, encode, tokenizer_path, train_tokenizer, windows
+from experiments.train import Progress
 
 
-def train_tokenizer(texts: list[str], vocabulary: int):
-    """A byte-level BPE tokenizer with `vocabulary` tokens, of which the separator of texts is the first."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+def make_optimizer(train, params, steps_per_epoch: int) -> optax.GradientTransformation:
+    """Muon for the blocks' kernels and AdamW for the rest; a cosine after a linear warm-up."""
+    if train.optimizer != "muon":
+        raise ValueError(f"the language model is trained with train.optimizer=muon, got {train.optimizer!r}")
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=[SEPARATOR],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
+    def schedule(peak):
+        warmup, total = round(train.warmup_epochs * steps_per_epoch), train.epochs * steps_per_epoch
+        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, total)
+
+    matrix = optax.contrib.MuonDimensionNumbers()
+    return optax.contrib.muon(
+        schedule(train.muon_learning_rate),
+        weight_decay=train.weight_decay,
+        consistent_rms=0.2,
+        adam_learning_rate=schedule(train.learning_rate),
+        muon_weight_dimension_numbers=path_aware_map(
+            lambda path, _: matrix if path[0].startswith("blocks_") and path[-1] == "kernel" else None, params
+        ),
     )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
-
-
-def tokenizer_path(checkpoint_path: str | Path) -> Path:
-    """Where the tokenizer of a checkpoint lies."""
-    return Path(checkpoint_path).with_suffix(".tokenizer.json")
-
-
-def load_tokenizer(path: Path):
-    """The tokenizer of a file. Raises FileNotFoundError, ValueError for a damaged file, ImportError for the library."""
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise ImportError("text is cut into tokens by the tokenizers library: pip install tokenizers") from error
-    if not path.is_file():
-        raise FileNotFoundError(f"no tokenizer at {str(path)!r}")
-    text = path.read_text(encoding="utf-8")
-    try:
-        json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not a tokenizer's JSON ({error})") from error
-    return Tokenizer.from_str(text)
-
-
-def encode(tokenizer, texts: list[str]) -> list[list[int]]:
-    return [encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
 
 
 def loss_sums(model, params, batch) -> tuple[jax.Array, jax.Array]:
     """(sum of the real positions' cross-entropy in nats, their number)."""
-    loss = optax.softmax_cross_entropy_with_integer_labels(model.apply({"params": params}, batch["ids"]), batch["targets"])
+    logits = model.apply({"params": params}, batch["ids"])
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
     return jnp.sum(loss * batch["mask"]), jnp.sum(batch["mask"])
 
 
@@ -98,7 +76,7 @@ def make_step(model, optimizer):
 def epoch_batches(documents: list[list[int]], batch_size: int, seed: tuple[int, int]) -> list[dict[str, np.ndarray]]:
     """One epoch's whole batches: the documents, and then their windows, in an order drawn with the seed."""
     rng = np.random.default_rng(seed)
-    arrays = windows([documents[i] for i in rng.permutation(len(documents))], TOKENS)
+    arrays = windows([documents[i] for i in rng.permutation(len(documents))], CONTEXT)
     full = np.flatnonzero(arrays.pop("mask").all(axis=1))
     count = len(full) // batch_size * batch_size
     chosen = rng.permutation(full)[:count]
@@ -118,12 +96,12 @@ def fit(config, documents: list[list[int]], progress: Progress, report=None):
     for key in ("epochs", "batch_size", "save_every"):
         if train[key] < 1:
             raise ValueError(f"train.{key} must be at least 1, got {train[key]}")
-    steps = sum(len(d) + 1 for d in documents) // TOKENS // train.batch_size
+    steps = sum(len(d) + 1 for d in documents) // CONTEXT // train.batch_size
     if not steps:
-        raise ValueError(f"train.batch_size={train.batch_size} windows of {TOKENS} tokens exceed the training text")
+        raise ValueError(f"train.batch_size={train.batch_size} windows of {CONTEXT} tokens exceed the training text")
     model = create_decoder(config.model.name)
     init_key, key = jax.random.split(jax.random.key(config.seed))
-    params = jax.jit(model.init)(init_key, jnp.zeros((1, TOKENS), jnp.int32))["params"]
+    params = jax.jit(model.init)(init_key, jnp.zeros((1, CONTEXT), jnp.int32))["params"]
     optimizer = make_optimizer(train, params, steps)
     step = make_step(model, optimizer)
     params, state, done = progress.load(params, optimizer.init(params))
@@ -152,7 +130,7 @@ def main(_):
     training_texts, test_texts = split_texts(read_corpus())
     tokenizer = train_tokenizer(training_texts, model.vocabulary)
     test_documents = encode(tokenizer, test_texts)
-    test = ArrayBatches(windows(test_documents, TOKENS), config.train.batch_size)
+    test = ArrayBatches(windows(test_documents, CONTEXT), config.train.batch_size)
     progress = Progress(Path(path + ".training"), config)
 
     def report(epochs, params):

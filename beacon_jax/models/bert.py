@@ -44,9 +44,7 @@ class BertAttention(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         """Attends where mask (B, T) is not 0."""
         batch, tokens, width = x.shape
-        q, k, v = (
-            _dense(width, name)(x).reshape(batch, tokens, self.heads, -1) for name in ("query", "key", "value")
-        )
+        q, k, v = (_dense(width, name)(x).reshape(batch, tokens, self.heads, -1) for name in ("query", "key", "value"))
         scores = jnp.einsum("bqhd,bkhd->bhqk", q, k) * q.shape[-1] ** -0.5
         scores = jnp.where(mask[:, None, None, :] != 0, scores, jnp.finfo(scores.dtype).min)
         out = jnp.einsum("bhqk,bkhd->bqhd", nn.softmax(scores), v)
@@ -114,7 +112,7 @@ class Bert(nn.Module):
         """
         if ids.ndim != 2 or not jnp.issubdtype(ids.dtype, jnp.integer) or ids.shape != mask.shape:
             raise ValueError(
-                f"expected ids (B, T) of integers and a mask of that shape, got {ids.dtype} {ids.shape} and {mask.shape}"
+                f"expected ids (B, T) of integers and a mask as large, got {ids.dtype} {ids.shape} and {mask.shape}"
             )
         if ids.shape[1] > self.positions:
             raise ValueError(f"this model takes at most {self.positions} tokens, got {ids.shape[1]}")
