@@ -23,7 +23,7 @@ def rotate(x: jax.Array) -> jax.Array:
     """
     tokens, size = x.shape[1], x.shape[-1]
     frequency = ROTARY_BASE ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
-    angle = (jnp.arange(tokens, dtype=jnp.float32)[:, None] * frequency)[None, :, None, :]
+    angle = jnp.outer(jnp.arange(tokens, dtype=jnp.float32), frequency)[None, :, None, :]
     cos, sin = jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
