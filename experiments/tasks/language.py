@@ -54,4 +54,4 @@ def language(config):
 def _metrics() -> dict:
     from beacon_jax.evaluate import Agreement, Perplexity
 
-    return {"perplexity": Perplexity(), "agreement": Agreement()}
+    return {"perplexity": Perplexity(label="targets", mask="mask"), "agreement": Agreement(mask="mask")}

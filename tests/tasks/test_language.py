@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -6,7 +8,10 @@ from beacon_jax import save_params
 from beacon_jax.models import decoder
 from experiments.tasks.language import load_language_model, text_batches
 from experiments.text import read_corpus, split_texts
-from experiments.tokens import CONTEXT, load_tokenizer, tokenizer_path, train_tokenizer
+from experiments.tokens import CONTEXT, SEPARATOR, encode, load_tokenizer, tokenizer_path, train_tokenizer
+from experiments.train_language import mean_loss
+
+SHIPPED = Path(__file__).parents[2] / "experiments" / "checkpoints" / "language.safetensors"
 
 
 @pytest.fixture
@@ -42,3 +47,21 @@ def test_a_checkpoint_of_another_model_is_refused(checkpoint):
     save_params(checkpoint, params, model="decoder_docstrings")
     with pytest.raises(ValueError, match="does not hold the parameters of decoder_docstrings"):
         load_language_model(checkpoint)
+
+
+def test_the_shipped_model_reads_the_test_texts_as_well_as_when_it_was_trained():
+    pytest.importorskip("tokenizers")
+    model, params = load_language_model(SHIPPED)
+    _, test = text_batches(SHIPPED, 32)
+    assert test.arrays["mask"].sum() == 63_048
+    np.testing.assert_allclose(mean_loss(model, params, test), 2.7853, atol=2e-4)
+    assert SHIPPED.stat().st_size < 5_000_000
+
+
+def test_the_shipped_tokenizer_fits_the_model():
+    pytest.importorskip("tokenizers")
+    tokenizer = load_tokenizer(tokenizer_path(SHIPPED))
+    assert tokenizer.get_vocab_size() == load_language_model(SHIPPED)[0].vocabulary
+    assert tokenizer.token_to_id(SEPARATOR) == 0
+    texts = split_texts(read_corpus())[1]
+    assert tokenizer.decode_batch(encode(tokenizer, texts)) == texts
