@@ -98,7 +98,7 @@ def test_outputs_that_are_masked_may_be_anything(rng):
 def test_errors(rng):
     data = list(tokens(rng))
     for keys, message in (
-        (KEYS | dict(label="targets"), "no 'targets' in the batch, of keys logits, next, mask"),
+        (KEYS | dict(label="targets"), "no 'targets' in the batch, of keys logits, mask, next"),
         (KEYS | dict(output="hidden"), "no 'hidden' in the outputs, of keys logits"),
         (KEYS | dict(mask=None), "labels -1 … [78] do not fit logits of 9 classes"),
         (KEYS | dict(mask=lambda b: b["mask"][:, :2]), r"a mask of shape \(6, 2\) does not have the first axes"),
