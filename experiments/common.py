@@ -17,8 +17,9 @@ from beacon_jax import load_params
 from beacon_jax.checkpoint import saved_model
 from beacon_jax.data import Batches
 from beacon_jax.devices import Placement
+from beacon_jax.models import cnn, vit
 from beacon_jax.models.stages import run_in
-from beacon_jax.models.vit import NORMALIZATION, ViT, create_vit
+from beacon_jax.models.vit import ViT, create_vit
 from experiments import hosts
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Experiment configuration, such as configs/digits.py.")
@@ -135,7 +136,7 @@ def batches(config: ConfigDict, split: str, **changed) -> Batches:
         batch_size=d.batch_size,
         root=d.root,
         preset=d.preset,
-        normalization=NORMALIZATION[config.model.name],
+        normalization=(vit.NORMALIZATION | cnn.NORMALIZATION)[config.model.name],
         on_unreadable=d.on_unreadable,
         workers=d.workers or None,
     )
