@@ -13,8 +13,11 @@ from configs import cifar10
 def get_config() -> ConfigDict:
     config = cifar10.get_config()
     config.out = "results/cifar10_cnn"
+    config.task = "experiments.tasks.cnn:cnn"
     config.model.name = "cnn_cifar10"
     config.model.checkpoint = "experiments/checkpoints/cifar10_cnn.safetensors"
+
+    config.quant.layers = r"(block|down|separable).*"  # all but the first and the last, as in the ViTs' configs
 
     config.train.epochs = 8
     config.train.batch_size = 128
