@@ -19,7 +19,7 @@ from beacon_jax.models.vit import ViT
 
 # What becomes of a tensor, by the kind of module it belongs to: {our leaf: (its leaf, transformation)}.
 _AS_IS: dict[str, tuple[str, Callable]] = {"": ("", lambda a: a)}
-_LAYER_SCALE = {"scale": ("gamma", lambda a: a)}
+_LAYER_SCALE = {"gamma": ("gamma", lambda a: a)}
 _NORM = {"scale": ("weight", lambda a: a), "bias": ("bias", lambda a: a)}
 _DENSE = {"kernel": ("weight", lambda a: a.T), "bias": ("bias", lambda a: a)}
 # A convolution over patches is a dense map of the flattened patch: (out, c, h, w) → (h·w·c, out).

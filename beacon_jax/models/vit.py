@@ -79,8 +79,9 @@ class LayerScale(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, T, width) → (B, T, width)."""
-        scale = self.param("scale", nn.initializers.constant(1e-5), x.shape[-1:])
-        return x * jnp.broadcast_to(scale, x.shape)
+        # timm's name, which also tells it from the scale of a normalization layer.
+        gamma = self.param("gamma", nn.initializers.constant(1e-5), x.shape[-1:])
+        return x * jnp.broadcast_to(gamma, x.shape)
 
 
 class Block(nn.Module):

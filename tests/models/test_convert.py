@@ -54,7 +54,7 @@ def test_timm_names(rng, model):
 def test_layer_scale_names(rng):
     state = timm_state(rng, SCALED)
     params = convert_state_dict(state, SCALED)
-    np.testing.assert_array_equal(params["blocks_1"]["ls2"]["scale"], state["blocks.1.ls2.gamma"])
+    np.testing.assert_array_equal(params["blocks_1"]["ls2"]["gamma"], state["blocks.1.ls2.gamma"])
     with pytest.raises(ValueError, match=r"4 missing: blocks\.0\.ls1\.gamma, blocks\.1\.ls1\.gamma"):
         convert_state_dict(timm_state(rng, MODEL), SCALED)
 
