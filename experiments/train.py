@@ -18,10 +18,11 @@ from flax.traverse_util import path_aware_map
 from tqdm import tqdm
 
 from beacon_jax import checkpoint
-from beacon_jax.evaluate import evaluate
+from beacon_jax.evaluate import Top1, evaluate
 from experiments import common
 from experiments.augment import AUGMENTATIONS
 from experiments.networks import Network, create_network
+from experiments.tasks.images import batches
 
 
 def make_optimizer(network: Network, train, params, steps_per_epoch: int) -> optax.GradientTransformation:
@@ -122,7 +123,7 @@ def fit(config, progress: Progress):
     for key in ("epochs", "batch_size", "save_every"):
         if train[key] < 1:
             raise ValueError(f"train.{key} must be at least 1, got {train[key]}")
-    (batch,) = common.batches(config, "train", batch_size=10**9)
+    (batch,) = batches(config, "train", batch_size=10**9)
     images, labels = batch["image"], batch["label"]
     steps = len(labels) // train.batch_size
     if not steps:
@@ -154,15 +155,15 @@ def main(_):
     if not path:
         raise ValueError("--config.train.float_checkpoint is empty: where should the parameters go?")
     network = create_network(config.model.name)
-    test = common.batches(config, "test")
+    test = batches(config, "test")
     progress = Progress(Path(path + ".training"), config)
     variables = fit(config, progress)
     checkpoint.save_params(path, variables, model=config.model.name)
     progress.remove()
     apply, params = network.inference(variables)
-    result = evaluate(functools.partial(jax.jit(apply), params), test)
-    top1 = f"{result.top1:.2f} ± {result.top1_stderr:.2f} %"
-    print(f"top-1 {top1} of {result.count} test images; parameters in {path}")
+    forward = jax.jit(lambda params, batch: apply(params, batch["image"]))
+    top1 = evaluate(functools.partial(forward, params), test, {"top1": Top1()})["top1"]
+    print(f"top-1 {top1.value:.2f} ± {top1.stderr:.2f} % of {top1.count} test images; parameters in {path}")
 
 
 if __name__ == "__main__":

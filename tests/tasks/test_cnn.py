@@ -3,10 +3,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beacon_jax import save_params
+from beacon_jax import QuantSpec, evaluate, quantize, save_params
+from beacon_jax.graph.trace import leaf_names
 from beacon_jax.models import cnn as models
 from configs import cifar10_cnn
-from experiments.tasks.cnn import cnn, identity, load_network
+from experiments.tasks.cnn import cnn, load_network
 
 
 @pytest.fixture
@@ -33,8 +34,7 @@ def test_statistics_stay_those_of_the_checkpoint(config):
     apply, params = load_network("tiny", config.model.checkpoint)
     assert params["stem"]["norm"].keys() == {"scale", "bias"}
     images = np.random.default_rng(1).normal(size=(3, 16, 16, 3)).astype(np.float32)
-    logits = jax.jit(apply)(params, {"image": images, "label": np.zeros(3, np.int32)})
-    alone = jax.jit(apply)(params, {"image": images[:1]})
+    logits, alone = (jax.jit(apply)(params, x) for x in (images, images[:1]))
     np.testing.assert_allclose(logits[:1], alone, rtol=1e-4, atol=1e-5)
 
 
@@ -45,20 +45,28 @@ def test_a_checkpoint_of_another_model_is_refused(config):
         load_network("tiny", config.model.checkpoint + ".none")
 
 
-def test_identity(config):
-    first = identity(config)
-    config.data.root, config.data.batch_size = "moved", 7  # these do not decide a result
-    assert identity(config) == first
-    config.data.test_images = 2
-    assert identity(config) != first
-
-
-def test_the_whole_task(config):
-    pytest.importorskip("experiments.task", reason="this version has no tasks")
+def test_the_task(config):
     task = cnn(config)
-    assert next(iter(task.metrics)) == "top1" and task.identity == identity(config)
+    assert task.main == "top1"
     drawn, again = (list(task.calibration(5, 0)) for _ in range(2))
     assert [len(batch["label"]) for batch in drawn] == [3, 2]
     jax.tree.map(np.testing.assert_array_equal, drawn, again)
-    assert sum(len(batch["label"]) for batch in task.test) == 8
-    assert task.apply(task.params, drawn[0]).shape == (3, 2)
+    measured = evaluate(lambda batch: task.apply(task.params, batch), task.test, {"top1": task.metrics["top1"]})
+    assert measured["top1"].count == 8
+    moved = config.copy_and_resolve_references()
+    moved.data.batch_size = 7  # does not decide a result
+    assert cnn(moved).identity == task.identity
+    moved.data.test_images = 2
+    assert cnn(moved).identity != task.identity
+
+
+def test_every_layer_is_found(config):
+    """Convolutions, the depthwise one in as many groups as it has channels, and linear maps; nothing else is left."""
+    task = cnn(config)
+    spec = QuantSpec(method="rtn", alphabet="4")
+    done = quantize(task.apply, task.params, task.calibration(8, 0), spec)
+    kernels = {name.removesuffix("/kernel") for name in leaf_names(task.params) if name.endswith("/kernel")}
+    assert done.layers.keys() == kernels
+    assert done.layers["separable/depthwise/conv"].codes.shape == (8, 9, 1)
+    left = {row.path for row in done.coverage.leaves if not row.quantized}
+    assert left == {name for name in leaf_names(task.params) if not name.endswith("/kernel")}
