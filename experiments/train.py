@@ -19,14 +19,14 @@ from tqdm import tqdm
 
 from beacon_jax import checkpoint
 from beacon_jax.evaluate import Top1, evaluate
-from beacon_jax.models.vit import create_vit
 from experiments import common
 from experiments.augment import AUGMENTATIONS
+from experiments.networks import Network, create_network
 from experiments.tasks.images import batches
 
 
-def make_optimizer(train, params, steps_per_epoch: int) -> optax.GradientTransformation:
-    """AdamW, or Muon for the blocks' kernels and AdamW for the rest; a cosine after a linear warm-up."""
+def make_optimizer(network: Network, train, params, steps_per_epoch: int) -> optax.GradientTransformation:
+    """AdamW, or Muon for the inner layers' kernels and AdamW for the rest; a cosine after a linear warm-up."""
 
     def schedule(peak):
         warmup, total = round(train.warmup_epochs * steps_per_epoch), train.epochs * steps_per_epoch
@@ -36,33 +36,37 @@ def make_optimizer(train, params, steps_per_epoch: int) -> optax.GradientTransfo
     if train.optimizer == "adamw":
         return optax.adamw(schedule(train.learning_rate), weight_decay=train.weight_decay, mask=kernels)
     if train.optimizer == "muon":
-        matrix = optax.contrib.MuonDimensionNumbers()
         return optax.contrib.muon(
             schedule(train.muon_learning_rate),
             weight_decay=train.weight_decay,
             consistent_rms=0.2,
             adam_learning_rate=schedule(train.learning_rate),
-            muon_weight_dimension_numbers=path_aware_map(
-                lambda path, _: matrix if path[0].startswith("blocks_") and path[-1] == "kernel" else None, params
-            ),
+            muon_weight_dimension_numbers=path_aware_map(network.muon, params),
         )
     raise ValueError(f"unknown optimizer {train.optimizer!r}; expected adamw or muon")
 
 
-def make_step(model, optimizer, train):
+def make_step(network: Network, optimizer, train):
+    """The jitted step: (params, state, key, images, labels) → (params, state, loss).
+
+    The state is what else changes from step to step: {"optimizer": …, "statistics": …}.
+    """
     if train.augmentation not in AUGMENTATIONS:
         raise ValueError(f"unknown augmentation {train.augmentation!r}; expected one of {', '.join(AUGMENTATIONS)}")
     augment = AUGMENTATIONS[train.augmentation]
 
-    def loss_fn(params, images, labels):
-        targets = optax.smooth_labels(jax.nn.one_hot(labels, model.classes), train.label_smoothing)
-        return optax.softmax_cross_entropy(model.apply({"params": params}, images), targets).mean()
+    def loss_fn(params, statistics, images, labels):
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, network.classes), train.label_smoothing)
+        logits, statistics = network.train(params, statistics, images)
+        return optax.softmax_cross_entropy(logits, targets).mean(), statistics
 
     @jax.jit
     def step(params, state, key, images, labels):
-        loss, grads = jax.value_and_grad(loss_fn)(params, augment(key, images, train), labels)
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state, loss
+        loss_and_grads = jax.value_and_grad(loss_fn, has_aux=True)
+        images = augment(key, images, train)
+        (loss, statistics), grads = loss_and_grads(params, state["statistics"], images, labels)
+        updates, optimizer_state = optimizer.update(grads, state["optimizer"], params)
+        return optax.apply_updates(params, updates), {"optimizer": optimizer_state, "statistics": statistics}, loss
 
     return step
 
@@ -76,13 +80,13 @@ def fingerprint(config) -> str:
 
 
 class Progress:
-    """The training's state in a file: (params, optimizer state) and the number of steps done."""
+    """The training in a file: parameters, the state of `make_step`, and the number of steps done."""
 
     def __init__(self, path: Path, config):
         self._path, self._fingerprint = path, fingerprint(config)
 
     def load(self, params, state):
-        """(params, optimizer state, steps done), as saved, or as given where there is nothing yet."""
+        """(params, state, steps done), as saved, or as given where there is nothing yet."""
         if not self._path.exists():
             return params, state, 0
         try:
@@ -114,7 +118,7 @@ class Progress:
 
 
 def fit(config, progress: Progress):
-    """The trained parameters; goes on from where `progress` stands."""
+    """What the checkpoint is to hold, trained; goes on from where `progress` stands."""
     train = config.train
     for key in ("epochs", "batch_size", "save_every"):
         if train[key] < 1:
@@ -124,12 +128,12 @@ def fit(config, progress: Progress):
     steps = len(labels) // train.batch_size
     if not steps:
         raise ValueError(f"train.batch_size={train.batch_size} exceeds the {len(labels)} training images")
-    model = create_vit(config.model.name)
+    network = create_network(config.model.name)
     init_key, key = jax.random.split(jax.random.key(config.seed))
-    params = jax.jit(model.init)(init_key, images[:1])["params"]
-    optimizer = make_optimizer(train, params, steps)
-    step = make_step(model, optimizer, train)
-    params, state, done = progress.load(params, optimizer.init(params))
+    params, statistics = network.init(init_key, images[:1])
+    optimizer = make_optimizer(network, train, params, steps)
+    step = make_step(network, optimizer, train)
+    params, state, done = progress.load(params, {"optimizer": optimizer.init(params), "statistics": statistics})
     with tqdm(desc="train", unit="step", initial=done, total=train.epochs * steps) as bar:
         for number in range(done, train.epochs * steps):
             epoch, i = divmod(number, steps)
@@ -142,7 +146,7 @@ def fit(config, progress: Progress):
                 bar.set_postfix(loss=f"{loss:.3f}")
             if (number + 1) % train.save_every == 0:
                 progress.save(params, state, number + 1)
-    return params
+    return network.variables(params, state["statistics"])
 
 
 def main(_):
@@ -150,13 +154,14 @@ def main(_):
     path = config.train.float_checkpoint
     if not path:
         raise ValueError("--config.train.float_checkpoint is empty: where should the parameters go?")
+    network = create_network(config.model.name)
     test = batches(config, "test")
     progress = Progress(Path(path + ".training"), config)
-    params = fit(config, progress)
-    checkpoint.save_params(path, params, model=config.model.name)
+    variables = fit(config, progress)
+    checkpoint.save_params(path, variables, model=config.model.name)
     progress.remove()
-    model = create_vit(config.model.name)
-    forward = jax.jit(lambda params, batch: model.apply({"params": params}, batch["image"]))
+    apply, params = network.inference(variables)
+    forward = jax.jit(lambda params, batch: apply(params, batch["image"]))
     top1 = evaluate(functools.partial(forward, params), test, {"top1": Top1()})["top1"]
     print(f"top-1 {top1.value:.2f} ± {top1.stderr:.2f} % of {top1.count} test images; parameters in {path}")
 

@@ -1,20 +1,42 @@
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, path_aware_map
+from PIL import Image
 
-from configs import cifar10, digits
+from beacon_jax.models import cnn
+from configs import cifar10, cifar10_cnn, digits
 from experiments import train
 from experiments.augment import AUGMENTATIONS
+from experiments.networks import create_network
 
 
-def tiny():
+def tiny(tmp_path=None, monkeypatch=None):
     config = digits.get_config()
     config.train.update(epochs=2, batch_size=512, save_every=3, warmup_epochs=0.5)
     return config
 
 
-def test_a_stopped_training_goes_on_to_the_same_result(tmp_path):
-    config = tiny()
+def tiny_cnn(tmp_path, monkeypatch):
+    """A small network with BatchNorm, on noise in an image folder."""
+    monkeypatch.setitem(cnn.VARIANTS, "tiny", dict(widths=(2, 4, 8), classes=2))
+    monkeypatch.setitem(cnn.NORMALIZATION, "tiny", "cifar10")
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        folder = tmp_path / "train" / name
+        folder.mkdir(parents=True)
+        for i in range(8):
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / f"{i}.png")
+    config = cifar10_cnn.get_config()
+    config.model.name = "tiny"
+    config.data.update(name="image_folder", root=str(tmp_path))
+    config.train.update(epochs=2, batch_size=8, save_every=3, warmup_epochs=0.5)
+    return config
+
+
+@pytest.mark.parametrize("create", [tiny, tiny_cnn])
+def test_a_stopped_training_goes_on_to_the_same_result(tmp_path, monkeypatch, create):
+    config = create(tmp_path, monkeypatch)
     whole = train.fit(config, train.Progress(tmp_path / "whole", config))
 
     class Stopped(Exception):
@@ -48,6 +70,25 @@ def test_a_state_of_another_training_is_refused(tmp_path):
         train.Progress(tmp_path / "t", config).load(params, ())
 
 
+def test_training_brings_the_statistics_up_to_date(tmp_path, monkeypatch):
+    config = tiny_cnn(tmp_path, monkeypatch)
+    variables = train.fit(config, train.Progress(tmp_path / "t", config))
+    _, statistics = create_network("tiny").init(jax.random.key(0), None)
+    for layer, part in statistics.items():
+        for leaf, before in flatten_dict(part).items():
+            assert not np.allclose(flatten_dict(variables[layer])[leaf], before), (layer, leaf)
+
+
+def test_muon_trains_the_inner_kernels_as_matrices():
+    network = create_network("cnn_cifar10")
+    params, _ = jax.eval_shape(network.init, jax.random.key(0), None)
+    axes = flatten_dict(path_aware_map(network.muon, params), sep="/")
+    chosen = {name for name, dimensions in axes.items() if dimensions is not None}
+    assert axes["down2/conv/kernel"] == ((0, 1, 2), 3) and axes["separable/pointwise/kernel"] == ((0,), 1)
+    convolutions = {"block1", "down2", "block2/first", "block2/second", "down3", "block3/first", "block3/second"}
+    assert chosen == {"separable/pointwise/kernel"} | {f"{name}/conv/kernel" for name in convolutions}
+
+
 def test_mistakes(tmp_path):
     for changes, message in (
         (dict(optimizer="adagrad"), "unknown optimizer 'adagrad'; expected adamw or muon"),
@@ -59,6 +100,8 @@ def test_mistakes(tmp_path):
         config.train.update(changes)
         with pytest.raises(ValueError, match=message):
             train.fit(config, train.Progress(tmp_path / "t", config))
+    with pytest.raises(ValueError, match=r"unknown model 'resnet'; expected one of deit_base_.*, cnn_cifar10"):
+        create_network("resnet")
 
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)

@@ -4,11 +4,14 @@ Strict: every tensor of the checkpoint must find its place, every parameter its 
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import jax
 import numpy as np
+from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 
@@ -16,6 +19,7 @@ from beacon_jax.models.vit import ViT
 
 # What becomes of a tensor, by the kind of module it belongs to: {our leaf: (its leaf, transformation)}.
 _AS_IS: dict[str, tuple[str, Callable]] = {"": ("", lambda a: a)}
+_LAYER_SCALE = {"gamma": ("gamma", lambda a: a)}
 _NORM = {"scale": ("weight", lambda a: a), "bias": ("bias", lambda a: a)}
 _DENSE = {"kernel": ("weight", lambda a: a.T), "bias": ("bias", lambda a: a)}
 # A convolution over patches is a dense map of the flattened patch: (out, c, h, w) → (h·w·c, out).
@@ -27,7 +31,7 @@ class _Row:
     ours: str
     kind: dict
     timm: str
-    hf: str | tuple[str, ...]  # as saved; several are stacked along the outputs
+    hf: str | tuple[str, ...] = ()  # as saved; several are stacked along the outputs, () where it has no such thing
     hf_loaded: str | tuple[str, ...] = ""  # as `state_dict()` of transformers 5 names it, where that differs
 
 
@@ -50,6 +54,8 @@ _TABLE = (
         "blocks_{i}/attn/proj", _DENSE, "blocks.{i}.attn.proj",
         "{p}.encoder.layer.{i}.attention.output.dense", "{p}.layers.{i}.attention.o_proj",
     ),
+    _Row("blocks_{i}/ls1", _LAYER_SCALE, "blocks.{i}.ls1"),
+    _Row("blocks_{i}/ls2", _LAYER_SCALE, "blocks.{i}.ls2"),
     _Row(
         "blocks_{i}/norm2", _NORM, "blocks.{i}.norm2",
         "{p}.encoder.layer.{i}.layernorm_after", "{p}.layers.{i}.layernorm_after",
@@ -71,6 +77,8 @@ _TABLE = (
 def convert_state_dict(state: Mapping[str, np.ndarray], model: ViT) -> dict:
     """The checkpoint's tensors as parameters of `model`.
 
+    Position embeddings for another image size are resized to the model's, which is logged as a warning.
+
     Args:
       state: {name: array}, of timm or of Hugging Face's ViT/DeiT classifiers, in float16, bfloat16 or float32.
       model: the model they are for.
@@ -91,7 +99,7 @@ def convert_state_dict(state: Mapping[str, np.ndarray], model: ViT) -> dict:
                 continue
             sources = [".".join(filter(None, (name, theirs))) for name in name_of(row, i)]
             used.update(sources)
-            absent = [name for name in sources if name not in state]
+            absent = [name for name in sources if name not in state] if sources else [target]
             if absent:
                 missing += absent
                 continue
@@ -100,6 +108,8 @@ def convert_state_dict(state: Mapping[str, np.ndarray], model: ViT) -> dict:
                 array = transform(array)
             except ValueError:  # a tensor of another rank
                 array = array.reshape(-1)
+            if target == "pos_embed":
+                array = _fitting_positions(array, model)
             if array.shape != expected[target].shape:
                 shapes = " + ".join(str(np.shape(state[name])) for name in sources)
                 misshapen.append(f"{', '.join(sources)} of shape {shapes} for {target} {expected[target].shape}")
@@ -109,6 +119,52 @@ def convert_state_dict(state: Mapping[str, np.ndarray], model: ViT) -> dict:
         said = "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in problems.items() if names)
         raise ValueError(f"this checkpoint is not one of the model given: {said}")
     return unflatten_dict(params, sep="/")
+
+
+def resize_positions(
+    pos_embed: np.ndarray, tokens_before: int, grid_from: tuple[int, int], grid_to: tuple[int, int]
+) -> np.ndarray:
+    """Position embeddings of one grid of patches, resized to another: bicubic, antialiased, as timm does it.
+
+    Args:
+      pos_embed: (1, tokens_before + h · w, width), the patches in rows.
+      tokens_before: embeddings in front that belong to no patch (class token, …); they stay as they are.
+      grid_from: (h, w), rows and columns of patches.
+      grid_to: the same of the result.
+
+    Returns:
+      (1, tokens_before + the patches of grid_to, width), float32; `pos_embed` itself where the grids are equal.
+
+    Raises:
+      ValueError: pos_embed does not have the shape said, or a grid has no patches.
+    """
+    if min(*grid_from, *grid_to) < 1:
+        raise ValueError(f"a grid has at least one row and column, got {grid_from} and {grid_to}")
+    tokens = tokens_before + grid_from[0] * grid_from[1]
+    if np.ndim(pos_embed) != 3 or pos_embed.shape[:2] != (1, tokens):
+        expected = f"(1, {tokens_before} + {grid_from[0]} · {grid_from[1]}, width)"
+        raise ValueError(f"expected position embeddings {expected}, got {np.shape(pos_embed)}")
+    if tuple(grid_from) == tuple(grid_to):
+        return pos_embed
+    pos_embed = np.asarray(pos_embed, np.float32)
+    width = pos_embed.shape[2]
+    patches = pos_embed[:, tokens_before:].reshape(1, *grid_from, width)
+    resized = jax.image.resize(patches, (1, *grid_to, width), "bicubic", antialias=True)
+    return np.concatenate([pos_embed[:, :tokens_before], np.asarray(resized).reshape(1, -1, width)], axis=1)
+
+
+def _fitting_positions(pos_embed: np.ndarray, model: ViT) -> np.ndarray:
+    """Resized where they are of another image size; as they are where they can be of no image of this model."""
+    before, to = model.tokens_before, model.image_size // model.patch_size
+    patches = pos_embed.shape[1] - before if pos_embed.ndim == 3 else 0
+    side = math.isqrt(max(patches, 0))
+    if pos_embed.shape[::2] != (1, model.width) or side in (0, to) or side**2 != patches:
+        return pos_embed
+    logging.warning(
+        "position embeddings of %d × %d patches (images of %d pixels) resized to %d × %d (%d pixels)",
+        side, side, side * model.patch_size, to, to, model.image_size,
+    )  # fmt: skip
+    return resize_positions(pos_embed, before, (side, side), (to, to))
 
 
 def _rows(depth: int):

@@ -70,23 +70,39 @@ class Mlp(nn.Module):
         return _dense(width, "fc2")(hidden).reshape(x.shape)
 
 
-class Block(nn.Module):
-    """Pre-norm transformer block."""
-
-    heads: int
-    hidden: int
+class LayerScale(nn.Module):
+    """A learned factor per channel (arXiv 2103.17239), which starts near zero, as timm's does."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, T, width) → (B, T, width)."""
-        x = x + Attention(self.heads, name="attn")(_layer_norm("norm1")(x))
-        return x + Mlp(self.hidden, name="mlp")(_layer_norm("norm2")(x))
+        # timm's name, which also tells it from the scale of a normalization layer.
+        gamma = self.param("gamma", nn.initializers.constant(1e-5), x.shape[-1:])
+        return x * jnp.broadcast_to(gamma, x.shape)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; with layer_scale, what attention and MLP add is scaled before (ls1, ls2)."""
+
+    heads: int
+    hidden: int
+    layer_scale: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """(B, T, width) → (B, T, width)."""
+        attended = Attention(self.heads, name="attn")(_layer_norm("norm1")(x))
+        x = x + (LayerScale(name="ls1")(attended) if self.layer_scale else attended)
+        mapped = Mlp(self.hidden, name="mlp")(_layer_norm("norm2")(x))
+        return x + (LayerScale(name="ls2")(mapped) if self.layer_scale else mapped)
 
 
 class ViT(nn.Module):
     """DeiT: class token first, learned positions added after it, LayerNorm, head on the class token.
 
     A distilled model has a second token after the class token, with a head of its own; its logits are the mean of both.
+    A known model for images of another size is ViT(**VARIANTS[name] | {"image_size": 384}); convert_state_dict resizes
+    the position embeddings of a checkpoint to it.
     """
 
     image_size: int
@@ -98,14 +114,20 @@ class ViT(nn.Module):
     classes: int = 1000
     mlp_ratio: int = 4
     distilled: bool = False
+    layer_scale: bool = False
+
+    @property
+    def tokens_before(self) -> int:
+        """The tokens in front of the patches': the class token, and the distillation token where there is one."""
+        return 1 + self.distilled
 
     def setup(self):
         """Declares the parameters under their timm names."""
-        tokens = (self.image_size // self.patch_size) ** 2 + 1 + self.distilled
+        tokens = (self.image_size // self.patch_size) ** 2 + self.tokens_before
         self.patch_embed = PatchEmbed(self.patch_size, self.width)
         self.cls_token = self.param("cls_token", _init, (1, 1, self.width))
         self.pos_embed = self.param("pos_embed", _init, (1, tokens, self.width))
-        self.blocks = [Block(self.heads, self.mlp_ratio * self.width) for _ in range(self.depth)]
+        self.blocks = [Block(self.heads, self.mlp_ratio * self.width, self.layer_scale) for _ in range(self.depth)]
         self.norm = _layer_norm()
         self.head = _dense(self.classes)
         if self.distilled:

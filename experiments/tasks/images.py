@@ -1,7 +1,9 @@
 """Image classification by a vision transformer of ours, the default of config.task."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,8 @@ from beacon_jax import load_params
 from beacon_jax.checkpoint import saved_model
 from beacon_jax.data import Batches
 from beacon_jax.evaluate import Agreement, RelativeOutputError, Top1, Top5
-from beacon_jax.models.vit import NORMALIZATION, ViT, create_vit
+from beacon_jax.models import cnn, vit
+from beacon_jax.models.vit import ViT, create_vit
 from experiments.task import Task, identity_of
 
 METRICS = {"top1": Top1(), "agreement": Agreement(), "logit_error": RelativeOutputError(), "top5": Top5()}
@@ -25,8 +28,15 @@ def images(config: ConfigDict) -> Task:
         data.shared_images accepts that the calibration sees the test images.
       FileNotFoundError: no checkpoint or dataset.
     """
-    identity = checkpoint_digest(config)
     model, params = load_model(config)
+    return classification(config, lambda params, images: model.apply({"params": params}, images), params)
+
+
+def classification(config: ConfigDict, apply: Callable[[Any, jax.Array], jax.Array], params: Any) -> Task:
+    """The task of a function (params, images (B, H, W, c)) → logits (B, classes) on config.data.
+
+    Its parameters must follow from config.model: its name and checkpoint. Raises as `images`.
+    """
     train, test = batches(config, "train"), test_batches(config)
     if train.unsplit and not config.data.shared_images:
         raise ValueError(
@@ -34,16 +44,14 @@ def images(config: ConfigDict) -> Task:
             "data.shared_images=True accepts that"
         )
 
-    def apply(params, batch):
-        return model.apply({"params": params}, batch["image"])
-
+    facts = dict(model=config.model.name, params=checkpoint_digest(config), data=data_facts(config, train, test))
     return Task(
-        apply=apply,
+        apply=lambda params, batch: apply(params, batch["image"]),
         params=params,
         calibration=lambda count, seed: train.subset(count, seed, cache=True),
         test=test,
         metrics=METRICS,
-        identity=identity_of(model=config.model.name, params=identity, data=data_facts(config, train, test)),
+        identity=identity_of(**facts),
     )
 
 
@@ -81,7 +89,7 @@ def batches(config: ConfigDict, split: str, **changed) -> Batches:
         batch_size=d.batch_size,
         root=d.root,
         preset=d.preset,
-        normalization=NORMALIZATION[config.model.name],
+        normalization=(vit.NORMALIZATION | cnn.NORMALIZATION)[config.model.name],
         on_unreadable=d.on_unreadable,
         workers=d.workers or None,
     )

@@ -1,14 +1,17 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from beacon_jax.models.convert import convert_state_dict, read_state_dict
+from beacon_jax.models.convert import convert_state_dict, read_state_dict, resize_positions
 from beacon_jax.models.vit import ViT, create_vit
 
 MODEL = ViT(image_size=8, patch_size=4, width=12, depth=2, heads=3, classes=5)
-DISTILLED = ViT(image_size=8, patch_size=4, width=12, depth=2, heads=3, classes=5, distilled=True)
+DISTILLED = dataclasses.replace(MODEL, distilled=True)
+SCALED = dataclasses.replace(MODEL, layer_scale=True)
 
 
 pytestmark = pytest.mark.usefixtures("torchvision_operators")
@@ -25,6 +28,7 @@ def timm_state(rng, model):
         shapes |= {"dist_token": (1, 1, D), "head_dist.weight": (classes, D), "head_dist.bias": (classes,)}
     dense = {"attn.qkv": (3 * D, D), "attn.proj": (D, D), "mlp.fc1": (4 * D, D), "mlp.fc2": (D, 4 * D)}
     for i in range(model.depth):
+        shapes |= {f"blocks.{i}.{name}.gamma": (D,) for name in ("ls1", "ls2") if model.layer_scale}
         for name, shape in dense.items():
             shapes |= {f"blocks.{i}.{name}.weight": shape, f"blocks.{i}.{name}.bias": shape[:1]}
         for name in ("norm1", "norm2"):
@@ -32,7 +36,7 @@ def timm_state(rng, model):
     return {name: rng.normal(size=shape).astype(np.float32) * 0.3 for name, shape in shapes.items()}
 
 
-@pytest.mark.parametrize("model", [MODEL, DISTILLED], ids=["deit", "distilled"])
+@pytest.mark.parametrize("model", [MODEL, DISTILLED, SCALED], ids=["deit", "distilled", "layer_scale"])
 def test_timm_names(rng, model):
     state = timm_state(rng, model)
     params = convert_state_dict(state, model)
@@ -45,6 +49,79 @@ def test_timm_names(rng, model):
     by_convolution = np.einsum("ochw,chw->o", state["patch_embed.proj.weight"], patch)
     by_ours = np.asarray(image)[0, :4, :4].reshape(-1) @ params["patch_embed"]["proj"]["kernel"]
     np.testing.assert_allclose(by_ours, by_convolution, rtol=1e-4, atol=1e-5)
+
+
+def test_layer_scale_names(rng):
+    state = timm_state(rng, SCALED)
+    params = convert_state_dict(state, SCALED)
+    np.testing.assert_array_equal(params["blocks_1"]["ls2"]["gamma"], state["blocks.1.ls2.gamma"])
+    with pytest.raises(ValueError, match=r"4 missing: blocks\.0\.ls1\.gamma, blocks\.1\.ls1\.gamma"):
+        convert_state_dict(timm_state(rng, MODEL), SCALED)
+
+
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_resized_positions(rng, before):
+    positions = rng.normal(size=(1, before + 12, 5)).astype(np.float32)
+    assert resize_positions(positions, before, (3, 4), (3, 4)) is positions
+    for grid in ((6, 8), (2, 3), (3, 5)):
+        resized = resize_positions(positions, before, (3, 4), grid)
+        assert resized.shape == (1, before + grid[0] * grid[1], 5) and resized.dtype == np.float32
+        np.testing.assert_array_equal(resized[:, :before], positions[:, :before])
+        constant = np.broadcast_to(positions[:, :1], positions.shape)
+        resized = resize_positions(constant, before, (3, 4), grid)
+        np.testing.assert_allclose(resized, np.broadcast_to(positions[:, :1], resized.shape), rtol=1e-5, atol=1e-6)
+    # Rows stay rows: what does not change along columns does not after resizing.
+    rows = np.broadcast_to(rng.normal(size=(1, 3, 1, 5)), (1, 3, 4, 5)).reshape(1, 12, 5)
+    resized = resize_positions(rows, 0, (3, 4), (6, 7)).reshape(6, 7, 5)
+    np.testing.assert_allclose(resized, np.broadcast_to(resized[:, :1], resized.shape), rtol=1e-5, atol=1e-5)
+
+
+def test_positions_that_cannot_be_resized():
+    with pytest.raises(ValueError, match=r"expected position embeddings \(1, 1 \+ 2 · 2, width\), got \(1, 6, 3\)"):
+        resize_positions(np.zeros((1, 6, 3)), 1, (2, 2), (3, 3))
+    with pytest.raises(ValueError, match="a grid has at least one row and column"):
+        resize_positions(np.zeros((1, 5, 3)), 1, (2, 2), (0, 3))
+
+
+@pytest.mark.parametrize("model", [MODEL, DISTILLED], ids=["deit", "distilled"])
+def test_a_checkpoint_for_another_image_size(rng, caplog, model):
+    state = timm_state(rng, model)
+    larger = dataclasses.replace(model, image_size=12)
+    with caplog.at_level("WARNING", logger="absl"):
+        convert_state_dict(state, model)
+        assert not caplog.messages
+        params = convert_state_dict(state, larger)
+    (message,) = caplog.messages
+    assert message == "position embeddings of 2 × 2 patches (images of 8 pixels) resized to 3 × 3 (12 pixels)"
+    expected = resize_positions(state["pos_embed"], model.tokens_before, (2, 2), (3, 3))
+    np.testing.assert_array_equal(params["pos_embed"], expected)
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, larger.param_shapes())
+
+
+@pytest.mark.filterwarnings("ignore")  # timm's and torchvision's own
+def test_resized_positions_are_timms(rng):
+    torch = pytest.importorskip("torch")
+    pos_embed = pytest.importorskip("timm.layers.pos_embed")
+    for before, old, new in ((1, (14, 14), (24, 24)), (2, (14, 14), (7, 9)), (0, (5, 8), (6, 3))):
+        positions = rng.normal(size=(1, before + old[0] * old[1], 6)).astype(np.float32)
+        theirs = pos_embed.resample_abs_pos_embed(
+            torch.from_numpy(positions), list(new), list(old), num_prefix_tokens=before
+        )
+        np.testing.assert_allclose(resize_positions(positions, before, old, new), theirs.numpy(), atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_parity_of_layer_scale_with_timm(rng):
+    torch = pytest.importorskip("torch")
+    transformer = pytest.importorskip("timm.models.vision_transformer")
+    torch.manual_seed(0)
+    sizes = dict(img_size=8, patch_size=4, embed_dim=12, depth=2, num_heads=3, num_classes=5)
+    theirs = transformer.VisionTransformer(**sizes, init_values=0.5).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    state = {key: tensor.numpy() for key, tensor in theirs.state_dict().items()}
+    assert_parity(theirs, convert_state_dict(state, SCALED), SCALED, rng)
 
 
 def test_what_does_not_fit_is_named(rng):

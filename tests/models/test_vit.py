@@ -79,8 +79,9 @@ def literal_vit(params, images, heads, patch):
         x = np.concatenate([p["cls_token"][0], x]) + p["pos_embed"][0]
         for i in range(sum(key.startswith("blocks_") for key in p)):
             block = p[f"blocks_{i}"]
-            x = x + attention(block["attn"], norm(block["norm1"], x))
-            x = x + dense(block["mlp"]["fc2"], gelu(dense(block["mlp"]["fc1"], norm(block["norm2"], x))))
+            ls1, ls2 = (block.get(name, {"gamma": 1.0})["gamma"] for name in ("ls1", "ls2"))
+            x = x + ls1 * attention(block["attn"], norm(block["norm1"], x))
+            x = x + ls2 * dense(block["mlp"]["fc2"], gelu(dense(block["mlp"]["fc1"], norm(block["norm2"], x))))
         logits.append(dense(p["head"], norm(p["norm"], x)[0]))
     return np.stack(logits)
 
@@ -89,6 +90,24 @@ def test_equals_a_literal_transformer(tiny):
     images, params = tiny
     np.testing.assert_allclose(
         TINY.apply({"params": params}, images), literal_vit(params, images, 3, 4), rtol=2e-5, atol=2e-5
+    )
+
+
+def test_layer_scale(rng):
+    model = ViT(image_size=8, patch_size=4, width=12, depth=2, heads=3, channels=2, classes=5, layer_scale=True)
+    images = jnp.asarray(rng.normal(size=(3, 8, 8, 2)), jnp.float32)
+    initial = model.init(jax.random.key(0), images)["params"]
+    assert initial["blocks_1"].keys() == {"attn", "ls1", "ls2", "mlp", "norm1", "norm2"}
+    np.testing.assert_array_equal(initial["blocks_1"]["ls2"]["gamma"], np.full(12, 1e-5, np.float32))
+    params = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape) * 0.3, jnp.float32), initial)
+    logits = model.apply({"params": params}, images)
+    np.testing.assert_allclose(logits, literal_vit(params, images, 3, 4), rtol=2e-5, atol=2e-5)
+    ones, without = dict(params), dict(params)
+    for name in ("blocks_0", "blocks_1"):
+        ones[name] = params[name] | {scale: {"gamma": jnp.ones(12)} for scale in ("ls1", "ls2")}
+        without[name] = {part: params[name][part] for part in TINY.param_shapes()[name]}
+    np.testing.assert_allclose(
+        model.apply({"params": ones}, images), TINY.apply({"params": without}, images), rtol=1e-5, atol=1e-6
     )
 
 
