@@ -3,19 +3,26 @@
 from beacon_jax.checkpoint import load_params, load_quantized, save_params, save_quantized
 from beacon_jax.devices import make_mesh
 from beacon_jax.evaluate import evaluate
+from beacon_jax.execution import Execution
+from beacon_jax.float_stats import FloatStats
 from beacon_jax.norm_tuning import NormTuning, tune_norms
-from beacon_jax.pipeline import LayerReport, QuantizedModel, quantize_model
+from beacon_jax.pipeline import QuantizedModel, quantize
 from beacon_jax.quant.alphabets import make_alphabet
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.methods import METHODS
 from beacon_jax.quant.quantized import QuantizedMatrix
+from beacon_jax.report import Coverage, LayerReport, LeafCoverage
 from beacon_jax.spec import LayerRule, QuantSpec
 
 __all__ = [
     "METHODS",
+    "Coverage",
+    "Execution",
+    "FloatStats",
     "GramStats",
     "LayerReport",
     "LayerRule",
+    "LeafCoverage",
     "NormTuning",
     "QuantSpec",
     "QuantizedMatrix",
@@ -25,7 +32,7 @@ __all__ = [
     "load_quantized",
     "make_alphabet",
     "make_mesh",
-    "quantize_model",
+    "quantize",
     "save_params",
     "save_quantized",
     "tune_norms",

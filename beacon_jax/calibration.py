@@ -1,8 +1,8 @@
-"""Calibration activations on their way through a model, and the Gram statistics of every layer's inputs.
+"""Calibration data on its way through a model, and the Gram statistics of every layer's inputs.
 
-Streams of activations wait at the border between two stages: those of the float model (X), those of the model whose
-earlier layers are already quantized (X̃), or both. The float stream runs through each stage once where its layers'
-inputs are all wanted at that time, or are kept; the quantized one runs once per layer input, no deeper than to there,
+Streams of data wait at the border between two stages: those of the float model (X), those of the model whose earlier
+layers are already quantized (X̃), or both. The float stream's statistics are collected in one pass where they are all
+wanted at that time; the quantized one runs once per group of layers with the same inputs, no deeper than to there,
 because what lies behind an input changes when its layers are quantized.
 """
 
@@ -10,8 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -19,224 +18,261 @@ import jax.numpy as jnp
 import numpy as np
 
 from beacon_jax.devices import Placement
-from beacon_jax.layers import Layer, lifted_layers_refused, subtree
-from beacon_jax.models.capture import apply_with_inputs
-from beacon_jax.models.stages import Stage, run_in
+from beacon_jax.execution import Execution
+from beacon_jax.float_stats import Fingerprint
+from beacon_jax.graph.axes import RowWeights
+from beacon_jax.graph.layers import Layer
+from beacon_jax.graph.model import Model, Signature
+from beacon_jax.graph.stages import Piece, piece
 from beacon_jax.quant.gram import GramStats
-from beacon_jax.spec import QuantSpec
 from beacon_jax.streams import ActivationStream
 
 
-@dataclasses.dataclass(frozen=True)
-class Forward:
-    """How a stage is run: with which dtype, and on which devices."""
+@dataclasses.dataclass
+class Stream:
+    """One model's way: its name ("float" or "quantized"), its parameter leaves as they are by now, its data."""
 
-    stage: Stage
-    dtype: str
-    placement: Placement
-
-    def run(self, params: Any, x: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The stage's output, and the inputs of its layers. Under jit, XLA drops what is not asked for."""
-
-        def run(params, x):
-            return apply_with_inputs(self.stage.module, params, x, self.stage.method)
-
-        return run_in(self.dtype, run, params, x)
-
-    def by_rows(self, tree: Any) -> Any:
-        """Inside jit: activations, each laid out by its rows."""
-        return jax.tree.map(lambda a: self.placement.constrained(a, self.placement.by_rows(len(a))), tree)
-
-    def everywhere(self, stats: dict[str, GramStats]) -> dict[str, GramStats]:
-        """Inside jit: statistics, whole on every device."""
-        return self.placement.constrained(stats, self.placement.replicated)
+    name: str
+    leaves: list[Any]
+    data: ActivationStream
 
 
-def stream_names(spec: QuantSpec) -> tuple[str, ...]:
-    """The streams that a spec needs, "float" before "quantized"."""
-    return ("float", "quantized") if spec.calibrate_on == "both" else (spec.calibrate_on,)
+class Calibration:
+    """The streams of a model and a set of calibration batches, moved from stage to stage.
 
-
-def read_batches(batches: Iterable[jax.Array], streams: list[ActivationStream]) -> Counter:
-    """Puts the batches into every stream; returns how many there are of each (shape, dtype).
-
-    Raises:
-      ValueError: no batches, or one that is not an array, is empty or not finite.
+    Use it in a `with`; the data is freed at its end. `examples` and `rows` are known once `read` has returned.
+    `quantized` holds the parameter leaves with every kernel that was `put`.
     """
-    if isinstance(batches, (np.ndarray, jax.Array)):
-        raise ValueError(f"expected several batches, got one array of shape {batches.shape}; put it into a list")
-    shapes = Counter()
-    for i, batch in enumerate(batches):
-        if not isinstance(batch, (np.ndarray, jax.Array)):
-            raise ValueError(
-                f"calibration batches are arrays of inputs alone, but batch {i} is a {type(batch).__name__}"
-            )
-        batch = np.asarray(batch)
-        if batch.ndim == 0 or batch.size == 0:
-            raise ValueError(f"calibration batch {i} is empty, of shape {batch.shape}")
-        if not np.isfinite(batch).all():
-            raise ValueError(f"calibration batch {i} holds NaN or infinity")
-        shapes[batch.shape, batch.dtype] += 1
-        for stream in streams:
-            stream.append(batch)
-    if not shapes:
-        raise ValueError("no calibration batches: at least one is needed")
-    return shapes
 
+    def __init__(self, model: Model, leaves: list[Any], streams: Sequence[str], execution: Execution):
+        self.model, self.execution, self.placement = model, execution, Placement(execution.mesh)
+        self._stack = contextlib.ExitStack()
+        self.quantized = list(leaves)
+        self.streams = [
+            Stream(name, leaves if name == "float" else self.quantized, self._stack.enter_context(self._storage()))
+            for name in streams
+        ]
+        self._signatures: list[Signature] = []
+        self._weights: list[np.ndarray | None] = []
+        self._row_weights: dict[tuple, dict[tuple, RowWeights]] = {}
+        self._counts: dict[str, int] = {}
+        self.examples = 0
 
-def calibrate(
-    stages: list[Stage],
-    layers: dict[str, Layer],
-    wanted: dict[str, Layer],
-    trees: list[Any],
-    streams: list[ActivationStream],
-    spec: QuantSpec,
-    placement: Placement,
-    float_stats: Mapping[str, GramStats],
-) -> Iterator[tuple[str, GramStats | None, float]]:
-    """Yields (layer name, its statistics or None where they are not wanted, seconds) in the order of the layers.
+    def _storage(self) -> ActivationStream:
+        return ActivationStream(self.execution.activations, self.placement)
 
-    A layer's statistics are collected when it is asked for, on the parameters that `trees`, one for each stream, hold
-    by then: those of the quantized model carry the quantization of all layers before it. What depends on the float
-    model alone is taken from `float_stats` where it is there.
-    """
-    last = max((layer.stage for layer in wanted.values()), default=-1)
-    by_stage = _all_at_once if spec.calibrate_on == "float" else _one_by_one
-    for i, stage in enumerate(stages):
-        here = {name: layer for name, layer in layers.items() if layer.stage == i}
-        forward = Forward(stage, spec.forward_dtype, placement)
-        yield from by_stage(
-            _Step(forward, here, wanted.keys() & here.keys(), trees, streams, spec, float_stats, i < last)
+    def __enter__(self) -> "Calibration":
+        return self
+
+    def __exit__(self, *_):
+        self._stack.close()
+
+    def read(
+        self, batches: Iterable[Any], weights: Callable[[Any], Any] | None, fingerprint: Fingerprint | None = None
+    ) -> None:
+        """Takes in the batches, and adds them to the fingerprint.
+
+        Raises:
+          ValueError: no batches; one that is no pytree of arrays, is empty, not finite, or of another structure than
+            the first; weights that do not fit.
+        """
+        if isinstance(batches, (np.ndarray, jax.Array)):
+            raise ValueError(f"expected several batches, got one array of shape {batches.shape}; put it into a list")
+        for i, batch in enumerate(batches):
+            leaves = check_batch(batch, i)
+            signature = self.model.add(jax.tree.unflatten(jax.tree.structure(batch), leaves))
+            own = None if weights is None else _checked_weights(weights(batch), leaves, i)
+            self._count(signature, own)
+            self._signatures.append(signature)
+            self._weights.append(own)
+            self.examples += max((len(a) for a in leaves if a.ndim), default=1)
+            traced = self.model[signature]
+            given = traced.stages[0].given
+            first = traced.program.inputs[0] if traced.program.inputs else 0
+            for stream in self.streams:
+                stream.data.append([leaves[v - first] for v in given])
+            if fingerprint is not None:
+                fingerprint.add([*leaves, *([] if own is None else [own])])
+        if not self._signatures:
+            raise ValueError("no calibration batches: at least one is needed")
+
+    def _count(self, signature, weights):
+        """Adds a batch's rows to those of each layer."""
+        found = self.model[signature].found
+        if weights is None:
+            for layer in found.layers:
+                self._counts[layer.name] = self._counts.get(layer.name, 0) + layer.rows
+            return
+        rules = self._rules(signature, weights.shape)
+        counted = {rule: int((np.asarray(rule(jnp.asarray(weights))) > 0).sum()) for rule in set(rules.values())}
+        for layer in found.layers:
+            own = sum(counted[rules[use.operand, use.view.rows_form]] for use in layer.uses)
+            self._counts[layer.name] = self._counts.get(layer.name, 0) + own
+
+    def _rules(self, signature, shape):
+        if (signature, shape) not in self._row_weights:
+            self._row_weights[signature, shape] = self.model[signature].row_weights(shape)
+        return self._row_weights[signature, shape]
+
+    def rows(self, layer: str) -> int:
+        """Rows of positive weight that all batches give a layer (each of its groups)."""
+        return self._counts[layer]
+
+    def statistics(
+        self, stage: int, group: int, *, known: GramStats | None = None, leave: bool = False
+    ) -> tuple[GramStats, float]:
+        """The Gram statistics of the inputs that a group of layers shares, as the streams are by now, and the seconds.
+
+        Args:
+          stage: where the streams are.
+          group: its number in the stage.
+          known: statistics of the float stream, where they are known; what depends on it alone is then not computed.
+          leave: whether the float stream is needed no more in this stage, and moves on to the next.
+        """
+        start = time.perf_counter()
+        two = len(self.streams) == 2
+        stats = [self._empty(stage, group, float_known=two and known is not None)]
+        stats = self._run(stage, [group], stats, onward=leave and two and self.streams[0].name == "float")
+        (done,) = jax.block_until_ready(stats)
+        if two and known is not None:
+            done = done.with_float(known)
+        return done, time.perf_counter() - start
+
+    def all_statistics(self, stage: int, groups: Sequence[int], *, leave: bool) -> tuple[list[GramStats], float]:
+        """The same of several groups in one pass, for a single stream that no layer's quantization changes."""
+        start = time.perf_counter()
+        stats: list[GramStats] = [self._empty(stage, group) for group in groups]
+        if groups or leave:
+            stats = self._run(stage, list(groups), stats, onward=leave)
+        return jax.block_until_ready(stats), time.perf_counter() - start
+
+    def leave(self, stage: int, *, float_too: bool = True) -> None:
+        """Moves the streams on to the next stage, with the parameters as they are by now."""
+        for stream in self.streams:
+            if float_too or stream.name != "float":
+                for i in range(len(stream.data)):
+                    step = self._step(stage, [], i, [stream], onward=True)
+                    _, output = _add_batch(step, [], self._arrays([stream], step, i), None)
+                    stream.data.put(i, output)
+
+    def put(self, layer: Layer, kernel: np.ndarray) -> None:
+        """Replaces a layer's kernel in the quantized parameters, and so in the quantized stream where there is one."""
+        leaf = layer.place.write(self.quantized[layer.leaf], kernel)
+        self.quantized[layer.leaf] = self.placement.everywhere(
+            jnp.asarray(leaf) if self.placement.mesh is None else leaf
         )
+
+    def _empty(self, stage: int, group: int, float_known: bool = False) -> GramStats:
+        layer = self.model.first.stages[stage].groups[group][0]
+        least = jnp.float64 if self.execution.forward_dtype == "float64" else jnp.float32
+        leaf = self.streams[0].leaves[layer.leaf]
+        dtype = jnp.promote_types(least, leaf.dtype)
+        *groups, N, _ = layer.shape
+        stats = GramStats.zeros(N, dtype, streams=len(self.streams), float_known=float_known)
+        if groups:
+            stats = jax.tree.map(lambda a: jnp.zeros((*groups, *a.shape), a.dtype), stats)
+        return self.placement.everywhere(stats)
+
+    def _run(self, stage, groups, stats, onward):
+        """One pass of all streams to the inputs of these groups; with `onward` the first stream moves on as well."""
+        for i in range(len(self._signatures)):
+            step = self._step(stage, groups, i, self.streams, onward)
+            weights = self._weights[i]
+            stats, output = _add_batch(step, stats, self._arrays(self.streams, step, i), weights)
+            if onward:
+                self.streams[0].data.put(i, output)
+        return stats
+
+    def _arrays(self, streams, step, i):
+        """What each stream's piece takes: leaves, data, constants."""
+        given = self.model[self._signatures[i]].stages[step.stage].given
+        arrays = []
+        for stream, own in zip(streams, step.pieces, strict=True):
+            data = dict(zip(given, stream.data[i], strict=True))
+            leaves = [stream.leaves[v] for v in own.leaves]
+            constants = self.placement.everywhere(own.constant_values)
+            arrays.append((leaves, [data[v] for v in own.given], constants))
+        return arrays
+
+    @functools.cache  # noqa: B019 (one Calibration is one run)
+    def _pieces(self, stage, groups, signature, onward):
+        traced = self.model[signature]
+        here = traced.stages[stage]
+        operands = [operand for g in groups for operand, _ in here.groups[g][0].inputs]
+        return piece(traced.program, here.given, (*operands, *(here.output if onward else ())))
+
+    def _step(self, stage, groups, i, streams, onward) -> "_Step":
+        signature, weights = self._signatures[i], self._weights[i]
+        rules = {} if weights is None else self._rules(signature, weights.shape)
+        here = self.model[signature].stages[stage]
+        uses = tuple(
+            tuple((use.view, rules.get((use.operand, use.view.rows_form))) for use in here.groups[g][0].uses)
+            for g in groups
+        )
+        pieces = tuple(self._pieces(stage, tuple(groups), signature, onward and k == 0) for k in range(len(streams)))
+        return _Step(pieces, uses, self.placement, stage)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-    """What is to be done at one stage: statistics of the layers `wanted`, and the streams' way on where `more`."""
+    """What is done with a batch: a piece for each stream, and how its first values become rows of each group."""
 
-    forward: Forward
-    layers: dict[str, Layer]
-    wanted: set[str]
-    trees: list[Any]
-    streams: list[ActivationStream]
-    spec: QuantSpec
-    float_stats: Mapping[str, GramStats]
-    more: bool
-
-    def params(self, stream: int) -> Any:
-        """The stage's parameters as they are by now."""
-        return self.forward.stage.select(self.trees[stream])
-
-    def empty_stats(self, names: Iterable[str], float_known: bool = False) -> dict[str, GramStats]:
-        """Statistics to add to, by source, for those of the layers that are wanted."""
-        stats = {}
-        for name in names:
-            if name in self.wanted:
-                layer, kernel = self.layers[name], subtree(self.trees[0], name)["kernel"]
-                least = jnp.float64 if self.forward.dtype == "float64" else jnp.float32
-                dtype = jnp.promote_types(least, kernel.dtype)
-                stats[layer.source] = GramStats.zeros(
-                    layer.shape[0], dtype, streams=len(self.streams), float_known=float_known
-                )
-        return self.forward.placement.everywhere(stats)
-
-    def results(self, names: list[str], stats: dict[str, GramStats], start: float):
-        """What `calibrate` yields for these layers; the time since `start` is shared out among those wanted."""
-        seconds = (time.perf_counter() - start) / max(len(self.wanted.intersection(names)), 1)
-        for name in names:
-            yield name, stats.get(self.layers[name].source), seconds if name in self.wanted else 0.0
-
-
-def _all_at_once(step: _Step):
-    """Float inputs do not change when layers are quantized, so one pass gives all of them and the stage's output."""
-    start, names = time.perf_counter(), list(step.layers)
-    stats = step.empty_stats(names)
-    if stats or step.more:
-        stats = _run_float(step, stats, {})
-    yield from step.results(names, stats, start)
-
-
-def _one_by_one(step: _Step):
-    """A pass of the quantized model for each layer input; of the float model as well, or just one where kept."""
-    both, start = step.spec.calibrate_on == "both", time.perf_counter()
-    once = both and step.spec.float_inputs == "kept"
-    groups: dict[str, list[str]] = {}
-    for name, layer in step.layers.items():
-        groups.setdefault(layer.source, []).append(name)
-    with contextlib.ExitStack() as stack:
-        kept = _keep_float_inputs(step, stack) if once else {}
-        for source, names in groups.items():
-            known = next((step.float_stats[name] for name in names if both and name in step.float_stats), None)
-            stats = step.empty_stats(names, float_known=known is not None)
-            if stats:
-                params, feeds = [step.params(i) for i in range(len(step.streams))], list(step.streams)
-                if once:  # its batches are the inputs themselves
-                    params[0], feeds[0] = None, ({source: x} for x in kept[source])
-                stats = _collect(step.forward, stats, params, feeds)
-                if known is not None:
-                    stats = {source: stats[source].with_float(known)}
-            yield from step.results(names, stats, start)
-            start = time.perf_counter()
-    if step.more:
-        for i, stream in list(enumerate(step.streams))[once:]:
-            stream.advance(functools.partial(_output, step.forward, step.params(i)))
-
-
-def _keep_float_inputs(step: _Step, stack: contextlib.ExitStack) -> dict[str, ActivationStream]:
-    """The float inputs of the wanted layers, by source, until the stack is left; moves the float stream on."""
-    sources = dict.fromkeys(layer.source for name, layer in step.layers.items() if name in step.wanted)
-    storage = step.spec.activations, step.forward.placement
-    kept = {source: stack.enter_context(ActivationStream(*storage)) for source in sources}
-    if kept or step.more:
-        _run_float(step, {}, kept)
-    return kept
-
-
-def _run_float(step: _Step, stats: dict[str, GramStats], kept: dict[str, ActivationStream]) -> dict[str, GramStats]:
-    """One pass of the float stream through the stage: adds to the statistics and to what is kept."""
-    names, params = tuple(kept), step.params(0)
-
-    def run(x):
-        nonlocal stats
-        y, stats, inputs = _float_batch(step.forward, names, step.more, stats, params, x)
-        for name, stream in kept.items():
-            stream.append(inputs[name])
-        return y
-
-    with lifted_layers_refused():
-        if step.more:
-            step.streams[0].advance(run)
-        else:
-            for x in step.streams[0]:
-                run(x)
-    return jax.block_until_ready(stats)
-
-
-def _collect(forward: Forward, stats: dict[str, GramStats], sources: list[Any], feeds: list[Iterable]):
-    """Adds the statistics of all batches, each stream's run with its source of parameters."""
-    with lifted_layers_refused():
-        for batches in zip(*feeds, strict=True):
-            stats = _add_batch(forward, stats, sources, batches)
-    return jax.block_until_ready(stats)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
-def _float_batch(forward, names, more, stats, params, x):
-    """The stage's output (None unless `more`), the statistics with the batch in them, and the inputs named."""
-    y, inputs = forward.run(params, x)
-    stats = {source: own.update(inputs[source]) for source, own in stats.items()}
-    kept = {name: inputs[name] for name in names}
-    return forward.by_rows(y) if more else None, forward.everywhere(stats), forward.by_rows(kept)
+    pieces: tuple[Piece, ...]
+    uses: tuple[tuple[tuple[Any, RowWeights | None], ...], ...]
+    placement: Placement
+    stage: int = dataclasses.field(compare=False)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _add_batch(forward, stats, sources, batches):
-    """Adds a batch to the layers' statistics. Only their inputs are asked for, so XLA drops what lies behind them."""
-    captured = [x if params is None else forward.run(params, x)[1] for params, x in zip(sources, batches, strict=True)]
-    stats = {source: own.update(*(inputs[source] for inputs in captured)) for source, own in stats.items()}
-    return forward.everywhere(stats)
+def _add_batch(step: _Step, stats, arrays, weights):
+    """The statistics with the batch in them, and what the first stream's piece gives beyond the layers' inputs."""
+    values = [iter(own(*given)) for own, given in zip(step.pieces, arrays, strict=True)]
+    added = []
+    for own, uses in zip(stats, step.uses, strict=True):
+        for view, rule in uses:
+            rows = [view.rows(next(stream)) for stream in values]
+            own = _updated(own, rows, None if rule is None else rule(weights))
+        added.append(own)
+    placed = step.placement
+    output = [placed.constrained(a, placed.by_rows(a.shape)) for a in values[0]]
+    return placed.constrained(added, placed.replicated), output
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _output(forward, params, x):
-    return forward.by_rows(forward.run(params, x)[0])
+def _updated(stats: GramStats, rows: list[jax.Array], weights: jax.Array | None) -> GramStats:
+    """The statistics, of each group where there are several, with these rows of each stream."""
+    x, x_tilde = rows if len(rows) == 2 else (rows[0], None)
+    named = {} if weights is None else {"weights": weights}
+    if stats.H.ndim == 2:
+        return stats.update(x, x_tilde, **named)
+    return jax.vmap(lambda own, *rows: own.update(*rows, **named))(stats, *rows)
+
+
+def check_batch(batch: Any, i: int) -> list[np.ndarray]:
+    """The leaves of a calibration batch as host arrays. Raises ValueError on what is no array, empty or not finite."""
+    leaves = []
+    for path, leaf in jax.tree_util.tree_flatten_with_path(batch)[0]:
+        where = f"calibration batch {i}" + (f" at {jax.tree_util.keystr(path)}" if path else "")
+        if not isinstance(leaf, (np.ndarray, np.generic, jax.Array)):
+            raise ValueError(f"{where} is no array but a {type(leaf).__name__}; batches are pytrees of arrays")
+        leaf = np.asarray(leaf)
+        if leaf.size == 0:
+            raise ValueError(f"{where} is empty, of shape {leaf.shape}")
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and not np.isfinite(leaf).all():
+            raise ValueError(f"{where} holds NaN or infinity")
+        leaves.append(leaf)
+    if not leaves:
+        raise ValueError(f"calibration batch {i} holds no arrays")
+    return leaves
+
+
+def _checked_weights(weights: Any, leaves: list[np.ndarray], i: int) -> np.ndarray:
+    weights = np.asarray(weights)
+    if not (np.issubdtype(weights.dtype, np.number) or weights.dtype == bool):
+        raise ValueError(f"weights of batch {i} are not numbers but {weights.dtype}")
+    weights = weights.astype(np.float32)
+    if weights.ndim == 0 or not any(a.shape[: weights.ndim] == weights.shape for a in leaves):
+        shapes = ", ".join(str(a.shape) for a in leaves)
+        raise ValueError(f"weights of batch {i} have shape {weights.shape}, the first axes of none of {shapes}")
+    if not np.isfinite(weights).all() or (weights < 0).any():
+        raise ValueError(f"weights of batch {i} must be finite and not negative")
+    return weights

@@ -7,6 +7,7 @@ process reads the same images and keeps the rows of its own devices.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -40,11 +41,12 @@ class Placement:
 
     mesh: Mesh | None = None
 
-    def by_rows(self, count: int) -> NamedSharding | None:
-        """Of arrays of `count` rows: over "data", or whole on every device where they cannot be divided evenly."""
+    def by_rows(self, shape: Sequence[int]) -> NamedSharding | None:
+        """Of arrays of that shape: the first axis over "data", or whole on every device where it cannot be divided."""
         if self.mesh is None:
             return None
-        return NamedSharding(self.mesh, PartitionSpec() if count % self.mesh.shape[DATA] else PartitionSpec(DATA))
+        even = len(shape) > 0 and shape[0] % self.mesh.shape[DATA] == 0
+        return NamedSharding(self.mesh, PartitionSpec(DATA) if even else PartitionSpec())
 
     @property
     def replicated(self) -> NamedSharding | None:
@@ -53,27 +55,28 @@ class Placement:
 
     def rows(self, batch: np.ndarray) -> jax.Array | np.ndarray:
         """A batch (B, …), the same in every process, as a global array by rows."""
-        return self.restored(self.own_rows(batch), len(batch))
+        return self.restored(self.own_rows(batch), np.shape(batch))
 
     def own_rows(self, batch: jax.Array | np.ndarray) -> np.ndarray:
         """The rows of a batch that this process's devices hold, in order; what it keeps of the batch."""
-        if self.mesh is None:
+        if self.mesh is None or batch.ndim == 0:
             return np.asarray(batch)
         if isinstance(batch, jax.Array):
             parts = {shard.index[0].start or 0: shard.data for shard in batch.addressable_shards}
         else:
-            parts = {start: batch[start:stop] for start, stop in self._own_ranges(len(batch))}
+            parts = {start: batch[start:stop] for start, stop in self._own_ranges(batch.shape)}
         return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
 
-    def restored(self, own: np.ndarray, count: int) -> jax.Array | np.ndarray:
-        """The global array of `count` rows by rows, from what `own_rows` gave in each process."""
+    def restored(self, own: np.ndarray, shape: Sequence[int]) -> jax.Array | np.ndarray:
+        """The global array of that shape by rows, from what `own_rows` gave in each process."""
         if self.mesh is None:
             return own
-        ranges = self._own_ranges(count)
+        if not shape:
+            return self.everywhere(own)
+        ranges = self._own_ranges(shape)
         ends = np.cumsum([stop - start for start, stop in ranges])
         held = {start: own[end - (stop - start) : end] for (start, stop), end in zip(ranges, ends, strict=True)}
-        shape, sharding = (count, *own.shape[1:]), self.by_rows(count)
-        return jax.make_array_from_callback(shape, sharding, lambda index: held[index[0].start or 0])
+        return jax.make_array_from_callback(tuple(shape), self.by_rows(shape), lambda index: held[index[0].start or 0])
 
     def everywhere(self, tree: Any) -> Any:
         """A pytree whole on every device; what each process passes must be the same, or be global arrays."""
@@ -101,6 +104,6 @@ class Placement:
         """Inside jit: the tree, to be laid out so."""
         return tree if sharding is None else jax.lax.with_sharding_constraint(tree, sharding)
 
-    def _own_ranges(self, count):
-        indices = self.by_rows(count).addressable_devices_indices_map((count,)).values()
-        return sorted({index[0].indices(count)[:2] for index in indices})
+    def _own_ranges(self, shape):
+        indices = self.by_rows(shape).addressable_devices_indices_map(tuple(shape)).values()
+        return sorted({index[0].indices(shape[0])[:2] for index in indices})

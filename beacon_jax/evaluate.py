@@ -1,105 +1,143 @@
-"""Top-1 and top-5 accuracy of a prediction function over batches."""
+"""Evaluates a model on batches of any kind, by metrics of which each says how sure its number is."""
 
-import dataclasses
+import functools
 import itertools
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from beacon_jax.batches import example_count, pad_to, padded, take
+from beacon_jax.metrics.base import Mean, Measured, Metric
+from beacon_jax.metrics.classes import Agreement, CrossEntropy, Perplexity, Top1, Top5
+from beacon_jax.metrics.vectors import MeanCosine, NeighbourOverlap, RelativeOutputError
+
+__all__ = [
+    "Agreement",
+    "CrossEntropy",
+    "Mean",
+    "MeanCosine",
+    "Measured",
+    "Metric",
+    "NeighbourOverlap",
+    "Perplexity",
+    "RelativeOutputError",
+    "Top1",
+    "Top5",
+    "evaluate",
+    "reference_of",
+]
 _MISSING = object()
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """Accuracies in percent over `count` images, and what was compared with reference logits, None without any.
-
-    logit_error is ‖logits − reference‖² / ‖reference‖²; agreement is the percentage of images whose most likely class
-    is that of the reference, right or wrong.
-    """
-
-    top1: float
-    top5: float
-    count: int
-    logit_error: float | None = None
-    agreement: float | None = None
-
-    @property
-    def top1_stderr(self) -> float:
-        """Binomial standard error of top1, in percentage points."""
-        return math.sqrt(self.top1 * (100 - self.top1) / self.count)
-
-
 def evaluate(
-    predict: Callable[[jax.Array], jax.Array],
-    batches: Iterable[dict[str, np.ndarray]],
-    reference: Iterable[jax.Array] | None = None,
-) -> Evaluation:
-    """Evaluates `predict` on labelled batches.
+    predict: Callable[[Any], Any],
+    batches: Iterable[Any],
+    metrics: Mapping[str, Metric],
+    reference: Callable[[Any], Any] | Iterable[Mapping[str, Any]] | None = None,
+) -> dict[str, Measured]:
+    """Evaluates a model.
 
     Args:
-      predict: images (B, …) → logits (B, classes). It sees every batch padded to the size of the first, so that a
-        shorter last batch costs no recompilation; the padding is masked out of every number.
-      batches: dicts with image (B, …) and label (B,) int.
-      reference: the float model's logits, one array per batch, as `logits_of` gives them, to report the error against.
+      predict: batch → outputs, pytrees of arrays whose first axis counts the B examples. It sees every batch filled up
+        to the size of the first with copies of its last example, so that a shorter last batch costs no recompilation;
+        the copies count in no number.
+      batches: pytrees of arrays with B examples each, such as dicts with image and label.
+      metrics: what to measure, by name (see beacon_jax/metrics).
+      reference: what metrics compare with: the float model, as a function like `predict`, which is run beside it; or
+        what `reference_of` kept of it for the same batches and metrics.
+
+    Returns:
+      {name: value, standard error and number of examples}, summed up in float64 on the host.
 
     Raises:
-      ValueError: no batches, logits that are not finite, labels outside the classes, or a reference of other batches.
+      ValueError: no batches or no metrics; batches that are no pytrees of arrays of B rows; a metric that does not fit
+        the outputs or the batch (labels outside the classes, say) or lacks its reference; outputs that are not finite;
+        a reference of other batches.
     """
-    size, totals = None, np.zeros(6)
-    references = itertools.repeat(None) if reference is None else iter(reference)
-    for image, label, count in _padded(batches):
-        size, target = len(label), next(references, _MISSING)
-        if target is _MISSING or (target is not None and len(target) != count):
-            raise ValueError("the reference logits are not those of these batches")
-        logits = predict(image)
-        if label.min() < 0 or label.max() >= logits.shape[-1]:
-            raise ValueError(f"labels {label.min()} … {label.max()} do not fit logits of {logits.shape[-1]} classes")
-        target = None if target is None else _pad(np.asarray(target), size)
-        totals += np.asarray(_count(logits, label, np.arange(size) < count, target), np.float64)
-    if size is None:
+    _check_metrics(metrics)
+    comparing = [name for name, metric in metrics.items() if metric.compares]
+    if comparing and reference is None:
+        raise ValueError(f"{', '.join(comparing)} compare with a reference's outputs, and none is given")
+    kept_batches = itertools.repeat(None) if callable(reference) or not comparing else iter(reference)
+    found: dict[str, list] = {name: [] for name in metrics}
+    for batch, count in padded(batches):
+        size, kept = example_count(batch), next(kept_batches, _MISSING)
+        outputs = predict(batch)
+        for name, metric in metrics.items():
+            _naming(name, metric.check, outputs, jax.tree.map(np.asarray, batch))
+        if callable(reference) and comparing:
+            kept = _kept(reference(batch), metrics)
+        elif comparing:
+            kept = _checked(kept, comparing, count, size)
+        made = _examples(tuple(metrics.items()), outputs, batch, kept)
+        for name, arrays in made.items():
+            found[name].append(_real(name, arrays, count, size))
+    if not any(found.values()):
         raise ValueError("no batches to evaluate on")
-    if not np.isfinite(totals).all():
-        raise ValueError("the model's logits are not all finite")
-    top1, top5, count, error, norm, agreed = totals
-    compared = (None, None) if reference is None else (error / norm, 100 * agreed / count)
-    return Evaluation(100 * top1 / count, 100 * top5 / count, int(count), *compared)
+    together = {name: jax.tree.map(lambda *parts: np.concatenate(parts), *parts) for name, parts in found.items()}
+    return {name: _naming(name, metric.summary, together[name]) for name, metric in metrics.items()}
 
 
-def logits_of(predict: Callable[[jax.Array], jax.Array], batches: Iterable[dict[str, np.ndarray]]) -> list[np.ndarray]:
-    """The logits (B, classes) of every batch, as a reference for `evaluate`: 4 bytes per image and class."""
-    return [np.asarray(predict(image))[:count] for image, _, count in _padded(batches)]
+def reference_of(
+    predict: Callable[[Any], Any], batches: Iterable[Any], metrics: Mapping[str, Metric]
+) -> list[dict[str, Any]]:
+    """What the metrics need of the float model's outputs for every batch, to evaluate several models against it.
+
+    The arguments are those of `evaluate`. It is kept in memory: for Agreement an integer per position, for the others
+    the outputs.
+    """
+    return [take(_kept(predict(batch), metrics), 0, count) for batch, count in padded(batches)]
 
 
-def _padded(batches):
-    """(images, labels, count) of every batch, padded to the size of the first; count of them are real."""
-    size = None
-    for batch in batches:
-        count = len(batch["label"])
-        size = size or count
-        yield *(_pad(np.asarray(batch[key]), size) for key in ("image", "label")), count
+def _check_metrics(metrics) -> None:
+    if not isinstance(metrics, Mapping) or not metrics:
+        raise ValueError(f"metrics is a dict of at least one metric by name, got {metrics!r}")
+    for name, metric in metrics.items():
+        for attribute in ("compares", "check", "keep", "examples", "summary"):
+            if not hasattr(metric, attribute):
+                raise ValueError(
+                    f"{name}={metric!r} is no metric, it has no {attribute!r}; see beacon_jax/metrics/base.py"
+                )
+        try:
+            hash(metric)
+        except TypeError as error:
+            raise ValueError(f"the metric {name} must be hashable, as a frozen dataclass is: {error}") from error
 
 
-def _pad(array: np.ndarray, size: int) -> np.ndarray:
-    if len(array) > size:
-        raise ValueError(
-            f"a batch of {len(array)} follows a first batch of {size}; only the last may differ, and be smaller"
-        )
-    return np.pad(array, [(0, size - len(array))] + [(0, 0)] * (array.ndim - 1))
+def _naming(name, run, *args):
+    """run(*args), an error of which names the metric."""
+    try:
+        return run(*args)
+    except ValueError as error:
+        raise ValueError(f"metric {name}: {error}") from error
 
 
-@jax.jit
-def _count(logits, label, mask, target):
-    own = jnp.take_along_axis(logits, label[:, None], axis=1)
-    # Rank of the label's logit. Equal logits (and NaN, which compares false) count against the model.
-    rank = (~(logits < own)).sum(1) - 1
-    if target is None:
-        error = norm = agreed = jnp.zeros(())
-    else:
-        agreed = ((logits.argmax(1) == target.argmax(1)) & mask).sum()
-        error, norm = (jnp.sum(jnp.where(mask[:, None], jnp.square(x), 0)) for x in (logits - target, target))
-    finite = jnp.where(jnp.isfinite(logits).all(1) | ~mask, 0, jnp.nan).sum()
-    hits = [((rank < k) & mask).sum() for k in (1, 5)]
-    return jnp.stack([hits[0] + finite, hits[1], mask.sum(), error, norm, agreed])
+def _kept(outputs, metrics) -> dict[str, Any]:
+    kept = {name: metric.keep(outputs) for name, metric in metrics.items() if metric.compares}
+    return jax.tree.map(np.asarray, kept)
+
+
+def _checked(kept, comparing: list[str], count: int, size: int):
+    """What was kept for a batch, filled up to `size` examples."""
+    if kept is _MISSING or not set(comparing) <= kept.keys() or example_count(kept) != count:
+        raise ValueError("the reference is not that of these batches and metrics")
+    return pad_to({name: kept[name] for name in comparing}, size)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _examples(metrics, outputs, batch, kept):
+    return {name: _naming(name, m.examples, outputs, batch, (kept or {}).get(name)) for name, m in metrics}
+
+
+def _real(name, arrays, count: int, size: int):
+    """The arrays of the real examples, on the host, in float64."""
+    host = jax.tree.map(np.asarray, arrays)
+    for a in jax.tree.leaves(host):
+        if a.ndim == 0 or len(a) != size:
+            raise ValueError(f"metric {name} gives arrays of shape {a.shape} for batches of {size} examples")
+    host = take(host, 0, count)
+    if not all(np.isfinite(a).all() for a in jax.tree.leaves(host)):
+        raise ValueError(f"the model's outputs are not all finite (metric {name})")
+    return jax.tree.map(lambda a: a.astype(np.float64), host)

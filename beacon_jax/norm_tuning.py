@@ -4,21 +4,37 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax.core import unfreeze
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-LOSSES = {  # of the quantized model's logits and the target, which is the float model's logits, or labels for "ce"
-    "kl": lambda logits, target: optax.losses.kl_divergence(jax.nn.log_softmax(logits), jax.nn.softmax(target)).mean(),
-    "mse": lambda logits, target: jnp.square(logits - target).mean(),
-    "ce": lambda logits, target: optax.losses.softmax_cross_entropy_with_integer_labels(logits, target).mean(),
-}
+from beacon_jax.batches import example_count, is_read_once, take
+from beacon_jax.graph.trace import leaf_names
+from beacon_jax.metrics.base import Key, floats, pick
+from beacon_jax.norms import norm_paths
+
+
+def _kl(outputs, target):
+    return optax.losses.kl_divergence(jax.nn.log_softmax(outputs), jax.nn.softmax(target))
+
+
+def _mse(outputs, target):
+    squares = jnp.square(outputs - target)
+    return squares.mean(-1) if squares.ndim > 1 else squares
+
+
+def _ce(outputs, target):
+    # Where the weight is 0 a label may be anything, and stands for class 0 if negative.
+    return optax.losses.softmax_cross_entropy_with_integer_labels(outputs, jnp.maximum(target, 0))
+
+
+# Of the quantized model's outputs (B, …, classes or features) and the target, which is the float model's outputs, or
+# labels (B, …) for "ce"; by position (B, …).
+LOSSES = {"kl": _kl, "mse": _mse, "ce": _ce}
 OPTIMIZERS = {"adamw": optax.adamw, "lion": optax.lion, "sgd": lambda rate, weight_decay: optax.sgd(rate, 0.9)}
 
 
@@ -27,11 +43,11 @@ class NormTuning:
     """How to tune.
 
     The paper's recipe is not public; COMQ (arXiv 2403.07134) runs Adam at 1e-4 with weight decay 1e-6 on the labels of
-    the whole training set. The defaults here are for few unlabelled images.
+    the whole training set. The defaults here are for few unlabelled examples.
 
     Attributes:
-      loss: "kl", the Kullback-Leibler divergence from the float model's class probabilities; "mse" between the logits;
-        "ce", cross-entropy with the labels.
+      loss: "kl", the Kullback-Leibler divergence from the float model's class probabilities, of logits (B, …, classes);
+        "mse" between the outputs; "ce", cross-entropy of logits with labels (B, …).
       optimizer: a key of OPTIMIZERS; sgd has momentum 0.9 and no weight decay.
       learning_rate: its peak, at the start; it falls to zero as a cosine over `steps`.
       weight_decay: of the optimizer.
@@ -39,6 +55,9 @@ class NormTuning:
       held_out: fraction of every batch that is not trained on but decides which step is best, in (0, 1).
       check_every: steps between two measurements on the held-out part.
       patience: stop after so many measurements without improvement.
+      output: key of what the loss is of in the outputs; None for the outputs themselves, of which "mse" takes the sum
+        over several arrays.
+      label: key of the labels in a batch, for "ce".
 
     Raises:
       ValueError: an unknown name, or a number out of range.
@@ -52,6 +71,8 @@ class NormTuning:
     held_out: float = 0.2
     check_every: int = 20
     patience: int = 3
+    output: Key = None
+    label: Key = "label"
 
     def __post_init__(self):
         for what, value, known in (("loss", self.loss, LOSSES), ("optimizer", self.optimizer, OPTIMIZERS)):
@@ -68,7 +89,7 @@ class NormTuning:
 
 @dataclasses.dataclass(frozen=True)
 class TunedNorms:
-    """The parameters with tuned normalization layers, and the loss on the held-out images before and after.
+    """The parameters with tuned normalization layers, and the loss on the held-out examples before and after.
 
     `step` is the step that the parameters are from (0: nothing was better), `steps` the number of steps done.
     """
@@ -85,95 +106,119 @@ class TunedNorms:
 
 
 def tune_norms(
-    apply: Callable[[Any, jax.Array], jax.Array],
+    apply: Callable[[Any, Any], Any],
     params: Any,
-    reference: Callable[[jax.Array], jax.Array],
-    batches: Iterable[dict[str, np.ndarray]],
+    reference: Callable[[Any], Any],
+    batches: Iterable[Any],
     tuning: NormTuning = NormTuning(),
     *,
+    norms: str | Sequence[str] | None = None,
+    weights: Callable[[Any], Any] | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> TunedNorms:
     """Trains scale and bias of every normalization layer; all other parameters come back bit for bit.
 
     Args:
-      apply: (parameters, images (B, …)) → logits (B, classes). Pass the same function for several models of one shape,
-        and the training step compiles once.
-      params: the quantized model's parameters; not modified.
-      reference: the float model, images (B, …) → logits (B, classes). Its logits are computed once per image and kept
-        (4 bytes per image and class).
-      batches: dicts with image (B, …) and, for the loss "ce", label (B,); iterated again and again, so a list or a
-        `data.Batches`, not a generator.
+      apply: (params, batch) → outputs, pytrees whose first axis counts the B examples. Pass the same function for
+        several models of one shape, and the training step compiles once.
+      params: the quantized model's parameters, a pytree of arrays; not modified.
+      reference: the float model, batch → outputs. They are computed once per batch and kept (4 bytes per number).
+      batches: pytrees of arrays of B examples; iterated again and again, so a list or the like, not a generator.
       tuning: the options.
+      norms: which parameters are trained; a regular expression over paths such as blocks_0/norm1/scale, or paths; None
+        for those that `norms.norm_paths` finds.
+      weights: batch → (B,) or (B, T, …), the weight of each example, or of each position; 0 for padding. Where outputs
+        have fewer axes, an example counts by its largest weight.
       on_step: called after every step with its number and the loss of its batch.
 
     Raises:
-      ValueError: no normalization layers, no batches, batches that can be read only once or have too few images to hold
-        some out, or a model whose logits are not finite. A loss that is not finite later on counts as no improvement.
+      ValueError: nothing to tune; no batches, batches that can be read only once or have too few examples to hold some
+        out; outputs or labels that do not fit the loss; weights that do not fit; outputs that are not finite. A loss
+        that is not finite later on counts as no improvement.
     """
-    if iter(batches) is batches:
-        raise ValueError("norm tuning reads its batches several times; pass a list or a data.Batches, not a generator")
-    flat = flatten_dict(unfreeze(params))
-    norms = {path: flat[path] for path in norm_paths(params)}
-    rest = {path: value for path, value in flat.items() if path not in norms}
-    targets: list[np.ndarray] = []
+    if is_read_once(batches):
+        raise ValueError("norm tuning reads its batches several times; pass a list or the like, not a generator")
+    leaves, structure = jax.tree.flatten(params)
+    chosen = set(norm_paths(params, norms))
+    places = tuple(i for i, path in enumerate(leaf_names(params)) if path in chosen)
+    parts, rest = [leaves[i] for i in places], [leaf for i, leaf in enumerate(leaves) if i not in places]
+    static = _Static(apply, structure, places, tuning)
+    data = _Data(batches, reference, weights, tuning)
 
-    def split_batches():
-        """(images, targets) to train on and (images, targets) held out, of every batch."""
-        for i, batch in enumerate(batches):
-            if len(targets) <= i:
-                targets.append(_target(batch, reference, tuning))
-            count = len(targets[i])
-            if count > 1:
-                cut = count - max(1, round(tuning.held_out * count))
-                yield (batch["image"][:cut], targets[i][:cut]), (batch["image"][cut:], targets[i][cut:])
-
-    def held_out_loss(norms):
-        losses = [(len(x), float(_loss(norms, rest, x, y, apply, tuning))) for _, (x, y) in split_batches()]
+    def held_out_loss(parts):
+        losses = [map(float, _held_out(parts, rest, example, static)) for _, example in data.split()]
+        losses = [(loss, amount) for loss, amount in losses if amount > 0]
         if not losses:
-            raise ValueError("norm tuning needs at least one batch of two images, to train on and to hold out")
-        return sum(count * loss for count, loss in losses) / sum(count for count, _ in losses)
+            raise ValueError("norm tuning needs at least one batch of two examples, to train on and to hold out")
+        return sum(amount * loss for loss, amount in losses) / sum(amount for _, amount in losses)
 
-    before = best_loss = held_out_loss(norms)
+    before = best_loss = held_out_loss(parts)
     if not math.isfinite(before):
-        raise ValueError("the logits of the model to be tuned are not all finite")
-    best, best_step, state = norms, 0, _optimizer(tuning).init(norms)
-    epochs = (split_batches() for _ in itertools.count())
+        raise ValueError("the outputs of the model to be tuned are not all finite")
+    best, best_step, state = parts, 0, _optimizer(tuning).init(parts)
+    epochs = (data.split() for _ in itertools.count())
     training = (part for part, _ in itertools.chain.from_iterable(epochs))
-    for step, (images, target) in enumerate(itertools.islice(training, tuning.steps), 1):
-        norms, state, loss = _step(norms, state, rest, images, target, apply, tuning)
+    for step, example in enumerate(itertools.islice(training, tuning.steps), 1):
+        parts, state, loss = _step(parts, state, rest, example, static)
         if on_step is not None:
             on_step(step, float(loss))
         if step % tuning.check_every == 0 or step == tuning.steps:
-            measured = held_out_loss(norms)
+            measured = held_out_loss(parts)
             if measured < best_loss:
-                best, best_loss, best_step = norms, measured, step
+                best, best_loss, best_step = parts, measured, step
             elif step - best_step >= tuning.patience * tuning.check_every:
                 break
-    return TunedNorms(unflatten_dict(flat | best), before, best_loss, best_step, step)
+    return TunedNorms(static.params(best, rest), before, best_loss, best_step, step)
 
 
-def norm_paths(params: Any) -> list[tuple[str, ...]]:
-    """Paths of the normalization layers' parameters: a Flax norm holds a scale, perhaps a bias, and nothing else.
+@dataclasses.dataclass(frozen=True)
+class _Static:
+    """What training steps are compiled for."""
 
-    Raises:
-      ValueError: there are none.
-    """
-    layers: dict[tuple[str, ...], set[str]] = {}
-    for *layer, leaf in flatten_dict(unfreeze(params)):
-        layers.setdefault(tuple(layer), set()).add(leaf)
-    norms = {layer: leaves for layer, leaves in layers.items() if "scale" in leaves and leaves <= {"scale", "bias"}}
-    paths = [(*layer, leaf) for layer, leaves in norms.items() for leaf in sorted(leaves)]
-    if not paths:
-        raise ValueError("the model has no normalization layers with a scale, so there is nothing to tune")
-    return paths
+    apply: Callable[[Any, Any], Any]
+    structure: Any
+    places: tuple[int, ...]
+    tuning: NormTuning
+
+    def params(self, parts: list, rest: list) -> Any:
+        """The parameters, of what is trained, in its places, and what is not."""
+        parts, rest, places = iter(parts), iter(rest), set(self.places)
+        leaves = [next(parts if i in places else rest) for i in range(self.structure.num_leaves)]
+        return jax.tree.unflatten(self.structure, leaves)
 
 
-def _target(batch, reference, tuning: NormTuning) -> np.ndarray:
-    if tuning.loss != "ce":
-        return np.asarray(reference(batch["image"]), np.float32)
-    if "label" not in batch:
-        raise ValueError("the loss 'ce' of norm tuning needs batches with labels")
-    return np.asarray(batch["label"])
+@dataclasses.dataclass
+class _Data:
+    """Batches with their targets and weights, each split into a part to train on and one held out."""
+
+    batches: Iterable[Any]
+    reference: Callable[[Any], Any]
+    weights: Callable[[Any], Any] | None
+    tuning: NormTuning
+    targets: list = dataclasses.field(default_factory=list)  # of each batch, once computed
+
+    def split(self):
+        """((batch, target, weights) to train on, the same held out) of every batch of two or more examples."""
+        for i, batch in enumerate(self.batches):
+            count = example_count(batch)
+            if count < 2:
+                continue
+            while len(self.targets) <= i:
+                self.targets.append(None)
+            if self.targets[i] is None:
+                self.targets[i] = self._target(batch)
+            weights = None if self.weights is None else np.asarray(self.weights(batch), np.float32)
+            if weights is not None and (weights.ndim == 0 or len(weights) != count):
+                raise ValueError(f"weights of shape {weights.shape} do not fit a batch of {count} examples")
+            whole, cut = (batch, self.targets[i], weights), count - max(1, round(self.tuning.held_out * count))
+            yield take(whole, 0, cut), take(whole, cut, None)
+
+    def _target(self, batch):
+        if self.tuning.loss == "ce":
+            return np.asarray(pick(batch, self.tuning.label, "batch"))
+        return jax.tree.map(
+            lambda a: np.asarray(a, np.float32), pick(self.reference(batch), self.tuning.output, "outputs")
+        )
 
 
 def _optimizer(tuning: NormTuning) -> optax.GradientTransformation:
@@ -181,13 +226,37 @@ def _optimizer(tuning: NormTuning) -> optax.GradientTransformation:
     return OPTIMIZERS[tuning.optimizer](schedule, weight_decay=tuning.weight_decay)
 
 
-@functools.partial(jax.jit, static_argnames=("apply", "tuning"))
-def _loss(norms, rest, images, target, apply, tuning):
-    return LOSSES[tuning.loss](apply(unflatten_dict(rest | norms), images), target)
+def _loss(parts, rest, example, static):
+    """The loss, and the examples or positions that it is the mean of, by weight."""
+    (batch, target, weights), tuning = example, static.tuning
+    outputs = pick(static.apply(static.params(parts, rest), batch), tuning.output, "outputs")
+    found, wanted = jax.tree.leaves(outputs), jax.tree.leaves(target)
+    if len(found) != len(wanted) or (len(found) != 1 and tuning.loss != "mse"):
+        raise ValueError(
+            f"the loss {tuning.loss!r} is of one array of logits, the outputs have {len(found)}; set output"
+        )
+    by_position = LOSSES[tuning.loss]
+    means = [_mean(by_position(floats(a), jnp.asarray(b)), weights) for a, b in zip(found, wanted, strict=True)]
+    return sum(mean for mean, _ in means), means[0][1]
 
 
-@functools.partial(jax.jit, static_argnames=("apply", "tuning"))
-def _step(norms, state, rest, images, target, apply, tuning):
-    loss, grads = jax.value_and_grad(_loss)(norms, rest, images, target, apply, tuning)
-    updates, state = _optimizer(tuning).update(grads, state, norms)
-    return optax.apply_updates(norms, updates), state, loss
+def _mean(values, weights):
+    """The mean over positions (B, …), weighted, and the sum of the weights; without weights the number of examples."""
+    if weights is None:
+        return values.mean(), len(values)
+    weights = weights.max(tuple(range(values.ndim, weights.ndim)))
+    if weights.shape != values.shape[: weights.ndim]:
+        raise ValueError(f"weights of shape {weights.shape} do not have the first axes of outputs by {values.shape}")
+    weights = jnp.broadcast_to(weights.reshape(weights.shape + (1,) * (values.ndim - weights.ndim)), values.shape)
+    total = weights.sum()
+    return jnp.where(weights > 0, weights * values, 0).sum() / jnp.where(total > 0, total, 1), total
+
+
+_held_out = functools.partial(jax.jit, static_argnames="static")(_loss)
+
+
+@functools.partial(jax.jit, static_argnames="static")
+def _step(parts, state, rest, example, static):
+    (loss, _), grads = jax.value_and_grad(_loss, has_aux=True)(parts, rest, example, static)
+    updates, state = _optimizer(static.tuning).update(grads, state, parts)
+    return optax.apply_updates(parts, updates), state, loss

@@ -1,177 +1,303 @@
-"""Quantizes a Flax model stage by stage: batches → Gram statistics → solve → quantized parameters.
+"""Quantizes a model stage by stage: batches → Gram statistics → solve → quantized parameters.
 
 The layers are done in the order in which they run, each on statistics of inputs (see calibration.py) that carry the
 quantization of all layers before it.
 """
 
-import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.core import unfreeze
-from jax.sharding import Mesh
+import numpy as np
+from absl import logging
 
-from beacon_jax.calibration import calibrate, read_batches, stream_names
+from beacon_jax.calibration import Calibration
 from beacon_jax.devices import Placement
-from beacon_jax.layers import Layer, check_rows, find_layers, subtree
-from beacon_jax.models.stages import stages_of
+from beacon_jax.execution import Execution
+from beacon_jax.float_stats import Fingerprint, FloatStats
+from beacon_jax.frameworks import as_function
+from beacon_jax.graph.layers import Layer
+from beacon_jax.graph.model import Model
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.methods import METHODS
-from beacon_jax.quant.metrics import cosines, relative_output_error
+from beacon_jax.quant.metrics import cosines, output_errors, relative_output_error
 from beacon_jax.quant.quantized import QuantizedMatrix
+from beacon_jax.report import Coverage, LayerReport, coverage
 from beacon_jax.spec import LayerPlan, QuantSpec
-from beacon_jax.streams import ActivationStream
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerReport:
-    """What was done to one layer, and how well.
-
-    output_error is ‖XW − X̃Ŵ‖² / ‖XW‖² on the calibration rows of the streams that QuantSpec.calibrate_on names, the
-    cosines ∠(Xw, X̃ŵ) likewise; dead counts inputs that were always zero; seconds are for the Gram statistics and for
-    the solve, compilation included. sweeps (mean) and fixed_points (fraction of the channels) are None for methods
-    that do not report them.
-    """
-
-    layer: str
-    shape: tuple[int, int]
-    method: str
-    alphabet: str
-    output_error: float
-    mean_cosine: float
-    min_cosine: float
-    dead: int
-    rows: int
-    gram_seconds: float
-    solve_seconds: float
-    sweeps: float | None = None
-    fixed_points: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class QuantizedModel:
-    """The model's parameters with quantized kernels dequantized in place, the quantized kernels, and the reports."""
+    """The result of `quantize`.
+
+    Attributes:
+      params: the parameters, of the structure given, with quantized kernels dequantized in place.
+      layers: {layer name: quantized kernel}.
+      places: {layer name: its leaf's path and its place in the leaf}, for files.
+      reports: what was done to each layer.
+      coverage: what was done to each parameter.
+    """
 
     params: Any
     layers: dict[str, QuantizedMatrix]
+    places: dict[str, tuple]
     reports: list[LayerReport]
+    coverage: Coverage
 
 
-def quantize_model(
-    model: nn.Module,
+def quantize(
+    model: Any,
     params: Any,
-    batches: Iterable[jax.Array],
+    batches: Iterable[Any],
     spec: QuantSpec,
     *,
+    execution: Execution = Execution(),  # noqa: B008 (immutable)
+    weights: Callable[[Any], Any] | None = None,
     finished: Mapping[str, tuple[LayerReport, QuantizedMatrix]] | None = None,
-    float_stats: MutableMapping[str, GramStats] | None = None,
-    mesh: Mesh | None = None,
+    float_stats: FloatStats | None = None,
     on_layer: Callable[[LayerReport, QuantizedMatrix, int], None] | None = None,
 ) -> QuantizedModel:
-    """Quantizes the nn.Dense kernels of a Linen model.
+    """Quantizes the kernels of any JAX model.
+
+    Layers are found in the traced computation: every matrix product or convolution of data with what comes from one
+    parameter leaf by reshaping, transposing, slicing or casting alone.
 
     Args:
-      model: any Linen module that maps one array to another, without nn.scan or nn.remat. One with a `stages` method
-        (see models/stages.py) is quantized stage by stage, and each stage runs once per layer in it, no deeper than to
-        that layer's input (once for layers of the same input; once for all of them where calibrate_on is "float"); any
-        other counts as one stage.
-      params: its parameters, a nested dict or FrozenDict; not modified.
-      batches: calibration inputs (B, …), read once.
-      spec: what to quantize and how.
+      model: a function apply(params, batch); or a Linen module that maps one array to another; or an NNX module.
+      params: its parameters, a pytree of arrays, not modified; None for an NNX module.
+      batches: calibration batches, pytrees of arrays of one structure, read once. Other shapes (a shorter last batch)
+        are traced and compiled again.
+      spec: what to quantize, and by which method.
+      execution: storage, dtype and devices. Batches are sharded over a mesh's rows, channels over all of it; several
+        processes each pass the same arguments and get the same result, up to the rounding of sums over devices.
+      weights: batch → (B,) or (B, T, …), the weight of each example, or of each position; rows of weight 0 (padding)
+        do not count anywhere.
       finished: {layer name: (report, result)} of an earlier run with the same arguments that was stopped (see
         `checkpoint.save_layer`): these layers are taken as they are.
-      float_stats: {layer name: statistics} of the float model, used where there and added where not, for runs that
-        differ in method, alphabet, options or calibrate_on but not in model and calibration inputs.
-      mesh: devices to use (see `devices.make_mesh`), None for the default one. Batches are sharded over its rows,
-        channels over all of it; several processes each pass the same arguments and get the same result, up to the
-        rounding of sums over devices.
+      float_stats: statistics of the float model, used where they are there and added where not, for runs that differ in
+        method, alphabet, options or calibrate_on but not in model and calibration data.
       on_layer: called with each layer's report, its result, and the number of layers in all, as soon as it is done;
         not for layers finished before.
 
     Raises:
-      ValueError: no batches, or inputs that are not finite arrays; a pattern of `spec` that matches no layer; fewer
-        calibration rows than a layer has inputs (unless spec.allow_few_rows); a layer used in two stages or inside a
-        lifted transformation; a finished layer that is not to be quantized; a method's error, with the layer's name.
+      ValueError: a model that cannot be read as equations, or has no layers; parameters or batches that are no pytrees
+        of finite arrays; weights that do not fit; a pattern of `spec` that matches no layer; fewer calibration rows
+        than a layer has inputs (unless spec.allow_few_rows); a parameter left in float that no rule names
+        (spec.strict); a finished layer that is not to be quantized; statistics of another model or data; a method's
+        error, with the layer's name.
     """
-    stages, placement, finished = stages_of(model), Placement(mesh), finished or {}
-    params = placement.everywhere(unfreeze(params))
-    with contextlib.ExitStack() as stack:
-        streams = [stack.enter_context(ActivationStream(spec.activations, placement)) for _ in stream_names(spec)]
-        shapes = read_batches(batches, streams)
-        found = find_layers(stages, params, shapes)
-        plan, layers = plan_layers(found, spec, sum(shape[0] * n for (shape, _), n in shapes.items()))
-        _check_finished(finished, plan, found)
-        result = QuantizedModel(jax.tree.map(lambda a: a, params), {}, [])
-        trees = [params if which == "float" else result.params for which in stream_names(spec)]
-        shared = dict(float_stats or {})
-        known = shared if spec.calibrate_on == "float" else {}
-        wanted = {name: layer for name, layer in layers.items() if name not in finished and name not in known}
-        for name, stats, seconds in calibrate(stages, layers, wanted, trees, streams, spec, placement, shared):
-            if name in finished:
-                report, matrix = finished[name][0], placement.everywhere(finished[name][1])
-            else:
-                stats = known.get(name, stats)
-                report, matrix = _quantize_layer(name, params, plan[name], stats, seconds, placement)
-                if float_stats is not None and spec.calibrate_on != "quantized":
-                    float_stats.setdefault(name, stats.float_part())
-            layer = subtree(result.params, name)
-            layer["kernel"] = matrix.dequantize().astype(layer["kernel"].dtype)
-            result.layers[name] = matrix
-            result.reports.append(report)
-            if on_layer is not None and name not in finished:
-                on_layer(report, matrix, len(plan))
-        return result
+    apply, params = as_function(model, params)
+    read = Model(apply, params, execution.cast)
+    placement, finished = Placement(execution.mesh), finished or {}
+    leaves, structure = jax.tree.flatten(placement.everywhere(params))
+    fingerprint = Fingerprint() if float_stats is not None else None
+    with Calibration(read, leaves, _STREAMS[spec.calibrate_on], execution) as calibration:
+        calibration.read(batches, weights, fingerprint)
+        plan = plan_layers(read, spec, calibration.rows, calibration.examples)
+        _check_finished(finished, plan, read)
+        if float_stats is not None:
+            fingerprint.add([*leaves, execution.forward_dtype])
+            float_stats.belong_to(fingerprint.digest())
+        run = _Run(read, spec, plan, calibration, finished, float_stats, on_layer, leaves)
+        for stage in range(run.last_stage() + 1):
+            (run.all_at_once if spec.calibrate_on == "float" else run.one_by_one)(stage)
+        covered = coverage(read, leaves, spec, run.reports, run.layers)
+        logging.info("%s", covered)
+        places = {layer.name: (read.leaves[layer.leaf], layer.place) for layer in read.layers if layer.name in plan}
+        return QuantizedModel(
+            jax.tree.unflatten(structure, calibration.quantized), run.layers, places, run.reports, covered
+        )
 
 
-def plan_layers(found: dict[str, Layer], spec: QuantSpec, images: int) -> tuple[dict[str, LayerPlan], dict[str, Layer]]:
-    """What the spec does with the layers that `find_layers` found, and these layers; ValueError as `quantize_model`."""
-    plan = spec.plan(list(found))
-    layers = {name: found[name] for name in plan}
-    if not spec.allow_few_rows:
-        check_rows(layers, images)
-    return plan, layers
+_STREAMS = {"float": ("float",), "quantized": ("quantized",), "both": ("float", "quantized")}
 
 
-def _check_finished(finished, plan: dict[str, LayerPlan], found: dict[str, Layer]) -> None:
+def plan_layers(
+    model: Model, spec: QuantSpec, rows: Callable[[str], int] | None = None, examples: int = 0
+) -> dict[str, LayerPlan]:
+    """What the spec does with the layers of a model.
+
+    Args:
+      model: the model, traced.
+      spec: the spec.
+      rows: layer name → its calibration rows; None not to check them.
+      examples: the number of calibration examples that these are from.
+
+    Raises:
+      ValueError: as `quantize`, for what concerns the spec.
+    """
+    found = model.first.found
+    others = [model.leaves[i] for i in found.reasons]
+    plan = spec.plan(found.layers, others)
+    if spec.strict:
+        left = [(model.leaves[i], why) for i, why in found.reasons.items() if not spec.names(model.leaves[i])]
+        left += [
+            (layer.name, spec.why_left(layer))
+            for layer in found.layers
+            if layer.name not in plan and not spec.why_left(layer).startswith("skipped")
+        ]
+        if left:
+            said = "; ".join(f"{name}: {why}" for name, why in left[:6]) + ("; …" if len(left) > 6 else "")
+            raise ValueError(f"strict: {len(left)} parameters are left in float and no rule names them ({said})")
+    if rows is not None and not spec.allow_few_rows:
+        for layer in found.layers:
+            if layer.name in plan:
+                _check_rows(layer, rows(layer.name), examples)
+    return plan
+
+
+def _check_rows(layer: Layer, rows: int, examples: int) -> None:
+    inputs = layer.shape[-2]
+    if rows < inputs:
+        enough = f"use at least {-(-inputs * examples // rows)}, " if rows else ""
+        raise ValueError(
+            f"too few calibration examples: {examples} give {rows} rows for the {inputs} inputs of {layer.name}; "
+            f"{enough}or allow_few_rows=True"
+        )
+
+
+def _check_finished(finished, plan: dict[str, LayerPlan], model: Model) -> None:
+    shapes = {layer.name: layer.shape for layer in model.layers}
     for name, (report, matrix) in finished.items():
-        expected = None if name not in plan else (found[name].shape, plan[name].method, plan[name].alphabet_name)
+        expected = None if name not in plan else (shapes[name], plan[name].method, plan[name].alphabet_name)
         given = matrix.shape, report.method, report.alphabet
         if given != expected:
             raise ValueError(f"the finished layer {name} ({given}) does not fit this model and spec ({expected})")
 
 
-def _quantize_layer(name: str, params: Any, plan: LayerPlan, stats: GramStats, gram_seconds: float, placement):
-    kernel = subtree(params, name)["kernel"]
-    start = time.perf_counter()
-    try:
-        matrix = METHODS[plan.method](placement.by_channels(kernel), stats, plan.alphabet, **plan.options)
-        matrix = placement.everywhere(matrix).first_channels(kernel.shape[1])
-        matrix = matrix.astype(jnp.promote_types(jnp.float32, kernel.dtype))
-    except ValueError as error:
-        raise ValueError(f"layer {name}: {error}") from error
-    jax.block_until_ready(matrix)
-    end = time.perf_counter()
-    cosine = cosines(kernel, matrix, stats)
-    report = LayerReport(
-        layer=name,
-        shape=kernel.shape,
-        method=plan.method,
-        alphabet=plan.alphabet_name,
-        output_error=float(relative_output_error(kernel, matrix, stats)),
-        mean_cosine=float(cosine.mean()),
-        min_cosine=float(cosine.min()),
-        dead=int(stats.dead.sum()),
-        rows=int(stats.count),
-        gram_seconds=gram_seconds,
-        solve_seconds=end - start,
-        **{key: float(matrix.info[field].mean()) for key, field in _OPTIONAL.items() if field in matrix.info},
-    )
-    return report, matrix
+class _Run:
+    """One run over the stages of a model; `reports` and `layers` fill up."""
+
+    def __init__(self, model, spec, plan, calibration, finished, float_stats, on_layer, leaves):
+        self.model, self.spec, self.plan, self.calibration = model, spec, plan, calibration
+        self.finished, self.float_stats, self.on_layer, self.leaves = finished, float_stats, on_layer, leaves
+        self.reports: list[LayerReport] = []
+        self.layers: dict[str, QuantizedMatrix] = {}
+        self._by_name = {layer.name: layer for layer in model.layers}
+        self._placement = calibration.placement
+
+    def last_stage(self) -> int:
+        """The last that has a layer to quantize."""
+        return max(s for s in range(self.model.stages) for g in self.model.groups(s) if self.plan.keys() & set(g))
+
+    def _known(self, names: list[str]) -> GramStats | None:
+        """Statistics of the float model for a group of layers, where they are known."""
+        if self.float_stats is None or self.spec.calibrate_on == "quantized":
+            return None
+        return next((self.float_stats.get(name) for name in names if name in self.float_stats), None)
+
+    def _wanted(self, names: list[str]) -> bool:
+        return any(name in self.plan and name not in self.finished for name in names)
+
+    def _more(self, stage: int) -> bool:
+        """Whether statistics are wanted behind a stage."""
+        behind = [g for s in range(stage + 1, self.model.stages) for g in self.model.groups(s)]
+        known = self._known if self.spec.calibrate_on == "float" else lambda _: None
+        return any(self._wanted(names) and known(names) is None for names in behind)
+
+    def all_at_once(self, stage: int) -> None:
+        """Float inputs do not change when layers are quantized: one pass gives all of them and the stage's output."""
+        groups = self.model.groups(stage)
+        wanted = [g for g, names in enumerate(groups) if self._wanted(names) and self._known(names) is None]
+        stats, seconds = self.calibration.all_statistics(stage, wanted, leave=self._more(stage))
+        collected = dict(zip(wanted, stats, strict=True))
+        for g, names in enumerate(groups):
+            known = collected.get(g, self._known(names))
+            self._solve(names, known, seconds / len(wanted) if g in collected else 0.0)
+
+    def one_by_one(self, stage: int) -> None:
+        """A pass for each group of layers with the same inputs, then one for the stage's output."""
+        groups, more = self.model.groups(stage), self._more(stage)
+        wanted = [g for g, names in enumerate(groups) if self._wanted(names)]
+        left = False
+        for g, names in enumerate(groups):
+            stats, seconds = None, 0.0
+            if g in wanted:
+                left = more and g == wanted[-1]
+                stats, seconds = self.calibration.statistics(stage, g, known=self._known(names), leave=left)
+            self._solve(names, stats, seconds)
+        if more:
+            self.calibration.leave(stage, float_too=not left)
+
+    def _solve(self, names: list[str], stats: GramStats | None, seconds: float) -> None:
+        """Quantizes a group's layers, in order, and puts them in place."""
+        todo = sum(self._wanted([name]) for name in names)
+        for name in names:
+            if name not in self.plan:
+                continue
+            if name in self.finished:
+                report, matrix = self.finished[name][0], self._placement.everywhere(self.finished[name][1])
+            else:
+                report, matrix = self._quantize_layer(self._by_name[name], stats, seconds / todo)
+                if self.float_stats is not None and self.spec.calibrate_on != "quantized":
+                    self.float_stats.add(name, stats.float_part())
+            self.calibration.put(self._by_name[name], np.asarray(matrix.dequantize()))
+            self.layers[name] = matrix
+            self.reports.append(report)
+            if self.on_layer is not None and name not in self.finished:
+                self.on_layer(report, matrix, len(self.plan))
+
+    def _quantize_layer(self, layer: Layer, stats: GramStats, gram_seconds: float):
+        plan, kernel = self.plan[layer.name], jnp.asarray(layer.place.read(self.leaves[layer.leaf]))
+        start = time.perf_counter()
+        try:
+            if kernel.ndim == 2:
+                matrix = METHODS[plan.method](self._placement.by_channels(kernel), stats, plan.alphabet, **plan.options)
+                matrix = self._placement.everywhere(matrix).first_channels(kernel.shape[1])
+            else:
+                matrix = self._placement.everywhere(_quantize_groups(plan, kernel, stats))
+            matrix = matrix.astype(jnp.promote_types(jnp.float32, kernel.dtype))
+        except ValueError as error:
+            raise ValueError(f"layer {layer.name}: {error}") from error
+        jax.block_until_ready(matrix)
+        end = time.perf_counter()
+        return _report(layer, plan, kernel, matrix, stats, (gram_seconds, end - start)), matrix
+
+
+def _quantize_groups(plan: LayerPlan, kernel: jax.Array, stats: GramStats) -> QuantizedMatrix:
+    """Every group (E, N, C) by itself, all together under vmap."""
+    for what, finite in (("kernel", jnp.isfinite(kernel)), ("calibration statistics", jnp.isfinite(stats.H))):
+        if not finite.all():
+            raise ValueError(f"NaN or infinity in the {what}")
+
+    def solve(kernel, stats):
+        matrix = METHODS[plan.method](kernel, stats, plan.alphabet, **plan.options)
+        return dataclasses.replace(matrix, alphabet=jnp.zeros(0)), matrix.alphabet
+
+    matrix, alphabet = jax.vmap(solve)(kernel, stats)
+    return dataclasses.replace(matrix, alphabet=alphabet[0])
 
 
 _OPTIONAL = {"sweeps": "sweeps", "fixed_points": "fixed_point"}
+
+
+def _report(layer, plan, kernel, matrix, stats, seconds) -> LayerReport:
+    error, cosine = _measure(kernel, matrix, stats)
+    return LayerReport(
+        layer=layer.name,
+        kind=layer.kind,
+        shape=layer.shape,
+        method=plan.method,
+        alphabet=plan.alphabet_name,
+        output_error=float(error),
+        mean_cosine=float(cosine.mean()),
+        min_cosine=float(cosine.min()),
+        dead=int(jnp.sum(jnp.diagonal(stats.H, axis1=-2, axis2=-1) == 0)),
+        rows=int(np.max(np.asarray(stats.count))),
+        gram_seconds=seconds[0],
+        solve_seconds=seconds[1],
+        **{key: float(matrix.info[field].mean()) for key, field in _OPTIONAL.items() if field in matrix.info},
+    )
+
+
+def _measure(kernel, matrix, stats):
+    """Relative output error, a scalar, and cosines of all channels."""
+    if kernel.ndim == 2:
+        return relative_output_error(kernel, matrix, stats), cosines(kernel, matrix, stats)
+    E = len(kernel)
+    each = dataclasses.replace(matrix, alphabet=jnp.broadcast_to(matrix.alphabet, (E, matrix.alphabet.size)))
+    error, target = jax.vmap(output_errors)(kernel, each, stats)
+    return jnp.where(error.sum() > 0, error.sum() / target.sum(), 0), jax.vmap(cosines)(kernel, each, stats)

@@ -1,4 +1,4 @@
-"""What to quantize and how: QuantSpec, its rules, and the plan they make for the layers of a model."""
+"""What to quantize: QuantSpec, its rules, and the plan they make for the layers of a model."""
 
 import dataclasses
 import functools
@@ -11,33 +11,40 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from beacon_jax.models.stages import FORWARD_DTYPES
+from beacon_jax.graph.layers import Layer
 from beacon_jax.quant.alphabets import make_alphabet
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.methods import METHODS
-from beacon_jax.streams import STORAGES
 
 CALIBRATE_ON = ("float", "quantized", "both")
-FLOAT_INPUTS = ("recomputed", "kept")
+KINDS = ("dense", "grouped", "conv")
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerRule:
-    """An exception for the layers whose whole name matches the regular expression `layers`.
+    """An exception for the layers whose whole name matches the regular expression `layers`, and whose kind is `kind`.
 
-    What is None stays as in the QuantSpec. `skip` leaves the layers in float.
+    What is None stays as in the QuantSpec. `skip` leaves the layers, and other parameters of that path, in float.
     """
 
-    layers: str
+    layers: str = ".*"
+    kind: str | None = None  # dense, grouped (experts) or conv; None for any
     method: str | None = None
     alphabet: str | float | Sequence[float] | None = None
     options: Mapping[str, Any] | None = None
     skip: bool = False
 
+    def __str__(self) -> str:
+        return repr(self.layers) + (f" of kind {self.kind}" if self.kind else "")
+
+    def matches(self, name: str, kind: str | None) -> bool:
+        """Whether it is about a layer, or a parameter that is none (kind None), of this name."""
+        return self.kind in (None, kind) and re.fullmatch(self.layers, name) is not None
+
 
 @dataclasses.dataclass(frozen=True)
 class QuantSpec:
-    """How to quantize a model.
+    """What to quantize, and by which method.
 
     Attributes:
       method: a key of METHODS.
@@ -48,40 +55,26 @@ class QuantSpec:
         float model's output from the quantized model's inputs (error correction).
       options: keyword arguments of the method.
       rules: exceptions, LayerRule or dicts of its fields; a rule's layers are quantized even where `layers` does not
-        match, and of several matching rules the last counts.
-      activations: where calibration activations wait between stages: "disk" (constant memory) or "memory".
-      float_inputs: with calibrate_on "both", whether the float model's layer inputs are "recomputed" for each layer
-        input of a stage, or "kept" in `activations` from one pass: less arithmetic, more reading and writing (seven
-        times as much for a transformer's block), the same result.
-      forward_dtype: of the calibration's forward passes: "float32" (the parameters' own type, with true float32
-        products on every backend) or "bfloat16"; Gram matrices and solvers are float32 with both. "float64" takes all
-        of it, Gram matrices and solvers too, in double precision, so that the codes are the same on any number of
-        devices; it needs jax_enable_x64.
+        match, and of several matching rules the last counts. A kernel that the model also uses in another way, such as
+        an embedding that is the output layer too, is quantized only where a rule matches it.
       allow_few_rows: accept fewer calibration rows than a layer has inputs (a rank-deficient Gram matrix).
+      strict: make it an error if any parameter is left in float that no rule with `skip` names.
 
     Raises:
-      ValueError: unknown method, alphabet, option, calibrate_on, activations, float_inputs or forward_dtype; bad
-        regular expression; float64 without jax_enable_x64.
+      ValueError: unknown method, alphabet, option, kind or calibrate_on; bad regular expression.
     """
 
     method: str = "beacon"
     alphabet: str | float | Sequence[float] = "2"
-    layers: str = r"blocks_\d+/.*"
+    layers: str = ".*"
     calibrate_on: str = "both"
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     rules: Sequence[LayerRule | Mapping[str, Any]] = ()
-    activations: str = "disk"
-    float_inputs: str = "recomputed"
-    forward_dtype: str = "float32"
     allow_few_rows: bool = False
+    strict: bool = False
 
     def __post_init__(self):
         _check_choice("calibrate_on", self.calibrate_on, CALIBRATE_ON)
-        _check_choice("activations", self.activations, STORAGES)
-        _check_choice("float_inputs", self.float_inputs, FLOAT_INPUTS)
-        _check_choice("forward_dtype", self.forward_dtype, FORWARD_DTYPES)
-        if self.forward_dtype == "float64" and not jax.config.jax_enable_x64:
-            raise ValueError("forward_dtype='float64' needs double precision in JAX: set JAX_ENABLE_X64=1")
         if isinstance(self.rules, (str, Mapping)):
             raise ValueError(f"rules is a list of LayerRule or of dicts, got {self.rules!r}")
         rules = tuple(rule if isinstance(rule, LayerRule) else _from_dict(LayerRule, rule) for rule in self.rules)
@@ -92,6 +85,9 @@ class QuantSpec:
             except re.error as error:
                 raise ValueError(f"layers={rule.layers!r} is not a regular expression: {error}") from error
             self._plan_layer(None if rule is self else rule)
+        for rule in rules:
+            if rule.kind is not None:
+                _check_choice("kind", rule.kind, KINDS)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "QuantSpec":
@@ -99,19 +95,44 @@ class QuantSpec:
         options = {k: v for k, v in fields.get("options", {}).items() if v is not None}
         return _from_dict(cls, {**fields, "options": options})
 
-    def plan(self, layers: Sequence[str]) -> dict[str, "LayerPlan"]:
-        """The layers to quantize, in the order given, and how. ValueError if a pattern matches none of `layers`."""
-        for pattern in (self.layers, *(rule.layers for rule in self.rules)):
-            if not any(re.fullmatch(pattern, name) for name in layers):
-                raise ValueError(f"no layer matches {pattern!r}; the nn.Dense layers are {', '.join(layers) or 'none'}")
+    def plan(self, layers: Sequence[Layer], others: Sequence[str] = ()) -> dict[str, "LayerPlan"]:
+        """The layers to quantize, in the order given, and how.
+
+        Args:
+          layers: those of the model.
+          others: paths of the parameters that are no layers, which rules with `skip` may name.
+
+        Raises:
+          ValueError: a pattern that matches nothing, or nothing to quantize.
+        """
+        names = ", ".join(f"{layer.name} ({layer.kind})" for layer in layers)
+        for rule in (LayerRule(self.layers), *self.rules):
+            found = any(rule.matches(layer.name, layer.kind) for layer in layers)
+            if not (found or (rule.skip and any(rule.matches(path, None) for path in others))):
+                raise ValueError(f"no layer matches {rule}; the layers are {names}")
         plan = {}
-        for name in layers:
-            rule = next((r for r in reversed(self.rules) if re.fullmatch(r.layers, name)), None)
-            if (rule or re.fullmatch(self.layers, name)) and not (rule and rule.skip):
-                plan[name] = self._plan_layer(rule)
+        for layer in layers:
+            matching = [rule for rule in self.rules if rule.matches(layer.name, layer.kind)]
+            rule = matching[-1] if matching else None  # of several that match the last counts
+            asked = rule is not None or (not layer.other_uses and re.fullmatch(self.layers, layer.name))
+            if asked and not (rule and rule.skip):
+                plan[layer.name] = self._plan_layer(rule)
         if not plan:
-            raise ValueError("the rules skip every layer: nothing to quantize")
+            raise ValueError(f"the rules skip every layer, or only what is used in two ways is left: {names}")
         return plan
+
+    def why_left(self, layer: Layer) -> str:
+        """Why a layer that is not in the plan is left in float."""
+        matching = [rule for rule in self.rules if rule.matches(layer.name, layer.kind)]
+        if matching:
+            return f"skipped by the rule {matching[-1]}"
+        if layer.other_uses:
+            return f"used in two ways: multiplied by data, and {layer.other_uses}; no rule asks for it"
+        return f"not matched by layers={self.layers!r}"
+
+    def names(self, path: str) -> bool:
+        """Whether a rule with `skip` names a parameter that is no layer."""
+        return any(rule.skip and rule.matches(path, None) for rule in self.rules)
 
     def _plan_layer(self, rule: LayerRule | None) -> "LayerPlan":
         def own(field):

@@ -1,7 +1,7 @@
-"""Calibration activations between two stages of a model, one batch in memory at a time."""
+"""Calibration data between two stages of a model, one batch in memory at a time."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -14,10 +14,10 @@ STORAGES = ("disk", "memory")
 
 
 class ActivationStream:
-    """The batches of activations at one point of a model.
+    """The batches at one point of a model, each a list of arrays.
 
     With storage "disk" each batch is a file in a temporary folder, and memory stays constant in the number of
-    calibration images; with "memory" they are kept as host arrays. On a mesh every process keeps the rows of its own
+    calibration batches; with "memory" they are kept as host arrays. On a mesh every process keeps the rows of its own
     devices. Close it, or use it in a `with`, to free them.
     """
 
@@ -26,8 +26,8 @@ class ActivationStream:
             raise ValueError(f"unknown storage {storage!r} for activations; expected one of {', '.join(STORAGES)}")
         self._folder = tempfile.TemporaryDirectory(prefix="beacon_jax_") if storage == "disk" else None
         self._placement = placement or Placement()
-        self._arrays: list[np.ndarray] = []
-        self._about: list[tuple[np.dtype, int]] = []  # dtype and rows of every batch
+        self._arrays: list[list[np.ndarray]] = []
+        self._about: list[list[tuple[np.dtype, tuple[int, ...]]]] = []  # dtype and shape of every array
 
     def __enter__(self) -> "ActivationStream":
         return self
@@ -38,17 +38,29 @@ class ActivationStream:
     def __len__(self) -> int:
         return len(self._about)
 
-    def __iter__(self) -> Iterator[np.ndarray | jax.Array]:
-        return (self._read(i) for i in range(len(self)))
+    def __iter__(self) -> Iterator[list[np.ndarray | jax.Array]]:
+        return (self[i] for i in range(len(self)))
 
-    def append(self, batch: jax.Array) -> None:
-        """Adds a batch (B, …)."""
-        self._write(len(self), batch)
+    def __getitem__(self, i: int) -> list[np.ndarray | jax.Array]:
+        """The arrays of batch i."""
+        own = self._arrays[i] if self._folder is None else self._read(i)
+        return [self._placement.restored(a, shape) for a, (_, shape) in zip(own, self._about[i], strict=True)]
 
-    def advance(self, run: Callable[[np.ndarray], jax.Array]) -> None:
-        """Replaces every batch x by run(x)."""
-        for i in range(len(self)):
-            self._write(i, run(self._read(i)))
+    def append(self, batch: Sequence[jax.Array | np.ndarray]) -> None:
+        """Adds a batch: arrays, each by rows or whole."""
+        self.put(len(self), batch)
+
+    def put(self, i: int, batch: Sequence[jax.Array | np.ndarray]) -> None:
+        """Replaces batch i."""
+        self._about[i : i + 1] = [[(np.dtype(a.dtype), a.shape) for a in batch]]
+        own = [self._placement.own_rows(a) for a in batch]
+        if self._folder is None:
+            self._arrays[i : i + 1] = [own]
+        else:
+            with open(self._path(i), "wb") as file:
+                for a in own:
+                    # .npy files do not know bfloat16, which float32 holds exactly.
+                    np.save(file, a.astype(np.float32) if a.dtype == jnp.bfloat16 else a)
 
     def close(self) -> None:
         """Frees the batches."""
@@ -59,16 +71,6 @@ class ActivationStream:
     def _path(self, i: int) -> Path:
         return Path(self._folder.name) / f"{i}.npy"
 
-    def _read(self, i: int) -> np.ndarray | jax.Array:
-        dtype, rows = self._about[i]
-        own = self._arrays[i] if self._folder is None else np.load(self._path(i)).astype(dtype, copy=False)
-        return self._placement.restored(own, rows)
-
-    def _write(self, i: int, batch: jax.Array) -> None:
-        self._about[i : i + 1] = [(batch.dtype, len(batch))]
-        own = self._placement.own_rows(batch)
-        if self._folder is None:
-            self._arrays[i : i + 1] = [own]
-        else:
-            # .npy files do not know bfloat16, which float32 holds exactly.
-            np.save(self._path(i), own.astype(np.float32) if own.dtype == jnp.bfloat16 else own)
+    def _read(self, i: int) -> list[np.ndarray]:
+        with open(self._path(i), "rb") as file:
+            return [np.load(file).astype(dtype, copy=False) for dtype, _ in self._about[i]]

@@ -6,27 +6,19 @@ Any key can be set on the command line, as in --config.quant.alphabet=3 or --con
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-
-def method_options(**given) -> ConfigDict:
-    """Options of a method: every option there is, unset (the method's own default) unless given."""
-    types = dict(
-        sweeps=int,  # beacon, comq: passes over the codes
-        centering=str,  # beacon: none or mean
-        scale=str,  # rtn, comq: absmax or lsq; gptq: also beacon (the paper's GPTQ*)
-        symmetric=bool,  # rtn, gptq, comq: False for a zero point
-        act_order=bool,  # gptq: descending diag(H) instead of natural order
-        damping=float,  # gptq: fraction of the mean of diag(H)
-        order=str,  # comq: natural or greedy
-        block_size=int,  # beacon, gptq, comq: speed only
-        channel_chunk=int,  # beacon: memory and speed only
-    )
-    options = ConfigDict({name: placeholder(kind) for name, kind in types.items()})
-    options.update(given)
-    return options
+from experiments.methods import method_options
 
 
-def table_row(title: str, method: str, calibrate_on: str, **options) -> ConfigDict:
-    return ConfigDict(dict(title=title, method=method, calibrate_on=calibrate_on, options=method_options(**options)))
+def options(**given) -> ConfigDict:
+    """Options of a method: every option that any method has, unset (the method's own default) unless given."""
+    kinds = {name: option.type for known in method_options().values() for name, option in known.items()}
+    config = ConfigDict({name: placeholder(kind) for name, kind in kinds.items()})
+    config.update(given)
+    return config
+
+
+def table_row(title: str, method: str, calibrate_on: str, **given) -> ConfigDict:
+    return ConfigDict(dict(title=title, method=method, calibrate_on=calibrate_on, options=options(**given)))
 
 
 def get_config() -> ConfigDict:
@@ -34,16 +26,22 @@ def get_config() -> ConfigDict:
     config.seed = 0
     config.out = "results"  # folder that results are written to, made if needed
 
+    # The function of this config that makes model, data and metrics (see experiments/task.py): package.module:function
+    config.task = "experiments.tasks.images:images"
+
+    # config.model and config.data are read by the function of the task.
     config.model = ConfigDict()
     config.model.name = "deit_digits"  # a row of beacon_jax.models.vit.VARIANTS
     config.model.checkpoint = ""  # safetensors file with the float parameters
 
-    config.forward_dtype = "float32"  # of the models in calibration and evaluation; or bfloat16, float64
-
-    # The devices of all processes: data × model. Images are sharded over data, a layer's channels over all.
-    config.mesh = ConfigDict()
-    config.mesh.data = 0  # 0 for as many as model leaves
-    config.mesh.model = 1
+    # How models are run in calibration and evaluation: the fields of beacon_jax.Execution.
+    config.execution = ConfigDict()
+    config.execution.forward_dtype = "float32"  # or bfloat16, float64
+    config.execution.activations = "disk"  # where the calibration activations wait: disk or memory
+    # The devices of all processes: data × model. Examples are sharded over data, a layer's channels over all.
+    config.execution.mesh = ConfigDict()
+    config.execution.mesh.data = 0  # 0 for as many as model leaves
+    config.execution.mesh.model = 1
 
     config.data = ConfigDict()
     config.data.name = "digits"  # a row of beacon_jax.sources.DATASETS
@@ -53,7 +51,7 @@ def get_config() -> ConfigDict:
     config.data.workers = 0  # threads that decode images, 0 for the number of cores
     config.data.cache = False  # keep the decoded test images in memory, for the next result
     config.data.batch_size = 128
-    config.data.calibration_images = 256  # drawn from the training split with config.seed
+    config.data.calibration_images = 256  # examples of any kind, drawn from the training split with config.seed
     config.data.test_images = 0  # evaluate on so many only, always the same; 0 for all
     config.data.shared_images = False  # accept an image folder without splits: calibration on the test images
 
@@ -63,24 +61,25 @@ def get_config() -> ConfigDict:
     config.quant.method = "beacon"  # a row of beacon_jax.METHODS
     config.quant.alphabet = "2"  # a name, such as 1.58, 2, 2.58, 4, int4
     config.quant.calibrate_on = "both"  # float, quantized, or both (error correction)
-    config.quant.options = method_options()
-    config.quant.layers = r"blocks_\d+/.*"  # regular expression over layer names, matched whole
+    config.quant.options = options()
+    config.quant.layers = ".*"  # regular expression over layer names, matched whole
     config.quant.rules = ()  # LayerRule dicts: exceptions for some layers; of several that match the last counts
-    config.quant.activations = "disk"  # where the calibration activations wait: disk or memory
-    config.quant.float_inputs = "recomputed"  # or kept: one float pass per block, for more reading and writing
     config.quant.allow_few_rows = False  # calibrate a layer on fewer rows than it has inputs
+    config.quant.strict = False  # an error for every parameter left in float that no rule with skip names
 
-    # Training the normalization layers of a quantized model: the fields of beacon_jax.NormTuning, and its images.
+    # Training the normalization layers of a quantized model: the fields of beacon_jax.NormTuning, and its examples.
     config.norm_tuning = ConfigDict()
     config.norm_tuning.enabled = False  # in a table: every row once more, with norm tuning
     config.norm_tuning.images = 0  # of the training split, drawn with the seed; 0 for as many as in the calibration
     config.norm_tuning.batch_size = 64
-    config.norm_tuning.loss = "kl"  # to the float model's logits; or mse, or ce (labels)
+    config.norm_tuning.loss = "kl"  # to the float model's outputs; or mse, or ce (labels)
+    config.norm_tuning.output = placeholder(str)  # key of the logits in the outputs, where these are a dict
+    config.norm_tuning.label = "label"  # key of the labels in a batch, for ce
     config.norm_tuning.optimizer = "adamw"  # or lion, sgd
     config.norm_tuning.learning_rate = 1e-3
     config.norm_tuning.weight_decay = 1e-6
     config.norm_tuning.steps = 200
-    config.norm_tuning.held_out = 0.2  # fraction of the images that decides which step is best
+    config.norm_tuning.held_out = 0.2  # fraction of the examples that decides which step is best
     config.norm_tuning.check_every = 20  # steps
     config.norm_tuning.patience = 3  # checks without improvement, then it stops
 
@@ -88,11 +87,11 @@ def get_config() -> ConfigDict:
     config.table = ConfigDict()
     config.table.alphabets = ("1.58", "2", "2.58", "3", "4")
     config.table.rows = ("rtn", "gptq", "comq", "beacon", "beacon_ec", "beacon_ec_centering")
-    config.table.seeds = ()  # of the calibration images; several give mean and deviation; () for config.seed
+    config.table.seeds = ()  # of the calibration examples; several give mean and deviation; () for config.seed
     config.table.calibration_images = ()  # several numbers give a row each; () for data.calibration_images
     config.table.sweeps = ()  # likewise, for methods with sweeps; () for the method's own number
     config.table.sweeps_at = ()  # (alphabet, sweeps) pairs: Beacon's number of sweeps at some alphabets
-    config.table.published = ()  # (row's title, alphabet, top-1) of the paper, shown next to what is measured
+    config.table.published = ()  # (row's title, alphabet, main metric) of the paper, shown next to what is measured
     config.table.published_model = ""  # the model that these numbers are of; they are not shown with another
 
     config.rows = ConfigDict()

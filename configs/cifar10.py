@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     config.out = "results/cifar10"
     config.model.name = "deit_cifar10"
     config.model.checkpoint = "experiments/checkpoints/cifar10.safetensors"
+    config.quant.layers = r"blocks_\d+/.*"
     config.data.name = "cifar10"
     config.data.calibration_images = 512
     config.data.cache = True

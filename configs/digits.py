@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
     config.out = "results/digits"
     config.model.name = "deit_digits"
     config.model.checkpoint = "experiments/checkpoints/digits.safetensors"
+    config.quant.layers = r"blocks_\d+/.*"
     config.data.name = "digits"
     config.train.epochs = 60
     config.train.optimizer = "muon"

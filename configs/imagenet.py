@@ -7,6 +7,7 @@ from configs import base
 
 def get_config() -> ConfigDict:
     config = base.full_table(base.get_config())
+    config.quant.layers = r"blocks_\d+/.*"
     config.data.name = "imagenet2012"
     config.data.preset = "resize256-bilinear"
     config.data.calibration_images = 1024

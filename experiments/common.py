@@ -1,24 +1,19 @@
-"""What the scripts share: the model, data and functions that a config names."""
+"""What the scripts share: configuration, errors, and a model's forward pass."""
 
 import contextlib
-import functools
-import hashlib
 import os
 import signal
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from beacon_jax import load_params
-from beacon_jax.checkpoint import saved_model
-from beacon_jax.data import Batches
+from beacon_jax import Execution, make_mesh
 from beacon_jax.devices import Placement
-from beacon_jax.models.stages import run_in
-from beacon_jax.models.vit import NORMALIZATION, ViT, create_vit
+from beacon_jax.execution import run_in
+from configs import base
 from experiments import hosts
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Experiment configuration, such as configs/digits.py.")
@@ -31,7 +26,10 @@ def get_config() -> ConfigDict:
     """The configuration that --config names, with what the command line changed in it."""
     if _CONFIG.value is None:
         raise ValueError("no configuration given; use --config=configs/digits.py or another")
-    if _CONFIG.value.forward_dtype == "float64":
+    missing = [key for key in base.get_config() if key not in _CONFIG.value]
+    if missing:
+        raise ValueError(f"the configuration has no {', '.join(missing)}; start from configs/base.py's get_config()")
+    if _CONFIG.value.execution.forward_dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     return _CONFIG.value
 
@@ -75,74 +73,25 @@ def run(main) -> None:
     app.run(guarded, flags_parser=parse)
 
 
-def load_model(config: ConfigDict) -> tuple[ViT, dict]:
-    """The float model and its parameters."""
-    model = create_vit(config.model.name)
-    params = load_params(config.model.checkpoint)
-    recorded = saved_model(config.model.checkpoint)
-    if recorded not in (None, config.model.name):
-        # Models of one shape can differ in what they expect of the pixels, as DeiT and ViT do.
-        raise ValueError(f"{config.model.checkpoint} holds the parameters of {recorded}, not of {config.model.name}")
-    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, model.param_shapes()):
-        raise ValueError(f"{config.model.checkpoint} does not hold the parameters of {config.model.name}")
-    return model, params
-
-
-def checkpoint_digest(config: ConfigDict) -> str:
-    """Of the file with the float parameters; FileNotFoundError where there is none."""
-    if not Path(config.model.checkpoint).is_file():
-        raise FileNotFoundError(f"no checkpoint at {config.model.checkpoint!r}")
-    with open(config.model.checkpoint, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _keep_compiled_code() -> None:
     if _CACHE.value and jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(_CACHE.value))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-@functools.cache
-def apply_function(model: ViT, dtype: str = "float32", placement: Placement = Placement()):  # noqa: B008 (immutable)
-    """The jitted function (parameters, images) → logits, float32 and whole on every device.
-
-    It is the same function whenever asked for, so that it compiles once.
-    """
-
-    def apply(params, images):
-        logits = run_in(dtype, lambda params, x: model.apply({"params": params}, x), params, images)
-        logits = logits.astype(jnp.float32)
-        return placement.constrained(logits, placement.replicated)
-
-    return jax.jit(apply)
+def make_execution(config: ConfigDict) -> Execution:
+    """How config.execution says that models are run: storage, dtype, devices. ValueError on what is not known."""
+    fields = config.execution.to_dict()
+    return Execution(**fields | {"mesh": make_mesh(**fields["mesh"])})
 
 
-def predictor(model: ViT, dtype: str = "float32", placement: Placement = Placement()):  # noqa: B008
-    """A function of parameters that returns a function from images to logits."""
-    apply = apply_function(model, dtype, placement)
+def forward_function(apply, execution: Execution):
+    """The jitted function (params, batch) → outputs, floating point as float32, and whole on every device."""
+    placement = Placement(execution.mesh)
 
-    def with_params(params):
-        placed = placement.everywhere(params)
-        return lambda images: apply(placed, placement.rows(images))
+    def forward(params, batch):
+        outputs = run_in(execution.forward_dtype, apply, params, batch)
+        outputs = jax.tree.map(lambda a: a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a, outputs)
+        return placement.constrained(outputs, placement.replicated)
 
-    return with_params
-
-
-def batches(config: ConfigDict, split: str, **changed) -> Batches:
-    """The images of a split, preprocessed as config.data says and normalized as the model's weights expect."""
-    d = config.data
-    options = dict(
-        batch_size=d.batch_size,
-        root=d.root,
-        preset=d.preset,
-        normalization=NORMALIZATION[config.model.name],
-        on_unreadable=d.on_unreadable,
-        workers=d.workers or None,
-    )
-    return Batches(d.name, split, **(options | changed))
-
-
-def test_batches(config: ConfigDict) -> Batches:
-    """The labelled test images; a part of them is drawn at random, because an image folder is sorted by class."""
-    d = config.data
-    return batches(config, "test", count=d.test_images or None, seed=0 if d.test_images else None, cache=d.cache)
+    return jax.jit(forward)

@@ -1,9 +1,7 @@
 """The cells of a table, from its config: which there are, and a fingerprint of all that decides each one's result."""
 
 import dataclasses
-import hashlib
 import itertools
-import json
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -11,20 +9,29 @@ from ml_collections import ConfigDict
 from beacon_jax import QuantSpec
 from beacon_jax.norm_tuning import NormTuning
 from beacon_jax.quant.alphabets import make_alphabet
+from experiments.methods import method_options
+from experiments.task import identity_of
 
 TUNED = " + norm tuning"
-RESULTS_VERSION = 2  # to be raised when the same config comes to give another result
+FLOAT = "Float"
+RESULTS_VERSION = 3  # to be raised when the same config comes to give another result
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
     """One result of a table.
 
-    `row` is its title; the float model's cell has no alphabet and no quant. `key` is the fingerprint of its result, and
-    `quant_key` that of the quantized model, which cells before and after norm tuning share.
+    Fields:
+      title: of its row, without norm tuning.
+      alphabet: its column; "" for the float model.
+      seed, calibration_images: of the calibration examples, and how many.
+      quant: the fields of its QuantSpec; None for the float model.
+      tuning: what `norm_tuning_fields` gives; None without norm tuning.
+      key: the fingerprint of its result.
+      quant_key: that of the quantized model, which cells before and after norm tuning share.
     """
 
-    row: str
+    title: str
     alphabet: str
     seed: int
     calibration_images: int
@@ -33,9 +40,14 @@ class Cell:
     key: str
     quant_key: str
 
+    @property
+    def row(self) -> str:
+        """The title of its row."""
+        return self.title + (TUNED if self.tuning else "")
 
-def cells(config: ConfigDict, checkpoint: str) -> list[Cell]:
-    """Every cell of the table, the float model first; `checkpoint` is the digest of the float parameters' file.
+
+def cells(config: ConfigDict, identity: str) -> list[Cell]:
+    """Every cell of the table, the float model first; `identity` is the Task's, of model, weights and data.
 
     Raises:
       ValueError: an unknown row, alphabet or option; every such mistake is found before the first cell runs.
@@ -44,29 +56,24 @@ def cells(config: ConfigDict, checkpoint: str) -> list[Cell]:
     tunings = [None, norm_tuning_fields(config)] if config.norm_tuning.enabled else [None]
     sizes = tuple(table.calibration_images) or (config.data.calibration_images,)
     alphabets = [alphabet_name(alphabet) for alphabet in table.alphabets]
-    grid = [_cell(config, checkpoint, "Float", "", 0, 0, None, None)]
+    grid = [_cell(config, identity, FLOAT, "", 0, 0, None, None)]
     for (title, row), size, tuning in itertools.product(_rows(config), sizes, tunings):
-        title += f", {size} images" if len(sizes) > 1 else ""
-        title += TUNED if tuning else ""
+        title += f", {size} examples" if len(sizes) > 1 else ""
         for alphabet, seed in itertools.product(alphabets, tuple(table.seeds) or (config.seed,)):
-            quant = {**_quant(config), **row, "alphabet": alphabet}
+            quant = {**config.quant.to_dict(), **row, "alphabet": alphabet}
             quant["options"] = _own_sweeps(table, quant, alphabet)
             QuantSpec.from_dict(quant)
-            grid.append(_cell(config, checkpoint, title, alphabet, seed, size, quant, tuning))
+            grid.append(_cell(config, identity, title, alphabet, seed, size, quant, tuning))
     return grid
 
 
-def single_cell(config: ConfigDict, checkpoint: str) -> Cell:
+def single_cell(config: ConfigDict, identity: str) -> Cell:
     """The one cell that config.quant and config.norm_tuning describe."""
-    quant = _quant(config)
+    quant = config.quant.to_dict()
     QuantSpec.from_dict(quant)
     tuning = norm_tuning_fields(config) if config.norm_tuning.enabled else None
     count = config.data.calibration_images
-    return _cell(config, checkpoint, quant["method"], str(quant["alphabet"]), config.seed, count, quant, tuning)
-
-
-def _quant(config: ConfigDict) -> dict:
-    return {**config.quant.to_dict(), "forward_dtype": config.forward_dtype}
+    return _cell(config, identity, quant["method"], str(quant["alphabet"]), config.seed, count, quant, tuning)
 
 
 def _rows(config: ConfigDict):
@@ -76,7 +83,7 @@ def _rows(config: ConfigDict):
             raise ValueError(f"unknown row {name!r} in config.table.rows; expected some of {', '.join(config.rows)}")
         row = config.rows[name].to_dict()
         title = row.pop("title")
-        if not config.table.sweeps or row["method"] not in ("beacon", "comq"):
+        if not config.table.sweeps or "sweeps" not in method_options().get(row["method"], ()):
             yield title, row
             continue
         for sweeps in config.table.sweeps:
@@ -111,29 +118,19 @@ def norm_tuning(fields: dict) -> NormTuning:
     return NormTuning(**{key: value for key, value in fields.items() if key not in ("images", "batch_size")})
 
 
-def _cell(config, checkpoint, row, alphabet, seed, calibration_images, quant, tuning) -> Cell:
-    data = {key: config.data[key] for key in ("name", "preset", "on_unreadable")}
-    decides = dict(
-        forward_dtype=config.forward_dtype,
-        version=RESULTS_VERSION,
-        data=data,
-        model=config.model.name,
-        params=checkpoint,
-    )
-    decides |= dict(quant=_deciding(quant), seed=seed, calibration_images=calibration_images)
-    key = _digest({**decides, "tuning": tuning, "test_images": config.data.test_images})
-    return Cell(row, alphabet, seed, calibration_images, quant, tuning, key, _digest(decides))
+def _cell(config, identity, title, alphabet, seed, calibration_images, quant, tuning) -> Cell:
+    decides = dict(version=RESULTS_VERSION, task=config.task, identity=identity)
+    decides |= dict(forward_dtype=config.execution.forward_dtype, quant=_deciding(quant))
+    decides |= dict(seed=seed, calibration_images=calibration_images)
+    key = identity_of(**decides, tuning=tuning)
+    return Cell(title, alphabet, seed, calibration_images, quant, tuning, key, identity_of(**decides))
 
 
 def _deciding(quant: dict | None) -> dict | None:
     """What of a QuantSpec's fields decides the result: not what is unset, nor what changes only speed and memory."""
     if quant is None:
         return None
-    ignored = ("activations", "float_inputs", "allow_few_rows", "forward_dtype", "block_size", "channel_chunk")
-    fields = {key: value for key, value in quant.items() if key not in ignored}
-    options = {key: v for key, v in quant["options"].items() if v is not None and key not in ignored}
+    fields = {key: value for key, value in quant.items() if key not in ("allow_few_rows", "strict")}
+    speed_only = {name for known in method_options().values() for name, o in known.items() if not o.decides_result}
+    options = {key: v for key, v in quant["options"].items() if v is not None and key not in speed_only}
     return {**fields, "options": options}
-
-
-def _digest(decides: dict) -> str:
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,6 +1,7 @@
-"""Tables and plots from results, one dict per cell as experiments/tables.py writes them."""
+"""Tables and plots of results, for any task: its first metric is the main number."""
 
 import csv
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,30 +9,38 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 from tabulate import tabulate
 
-from experiments.grid import TUNED
+from beacon_jax.evaluate import Metric
+from experiments.grid import FLOAT, Cell
+from experiments.results import Result
 
 MISSING = "–"
-CUT = 12  # percentage points
+CUT = 0.12  # of the float model's value, or of 100 where it is a percentage
+
+Places = dict[tuple[str, str], list[Result]]
+Metrics = Mapping[str, Metric]
 
 
-def _by_place(results: list[dict]) -> dict[tuple[str, str], list[dict]]:
-    """{(row, alphabet): its results, one per seed}, without the float model."""
-    places: dict[tuple[str, str], list[dict]] = {}
+def _by_place(results: Sequence[Result]) -> Places:
+    """{(row, alphabet): its results, one per seed}, the float model's under (FLOAT, "")."""
+    places: Places = {}
     for result in results:
-        if result["quant"] is not None:
-            places.setdefault((result["row"], result["alphabet"]), []).append(result)
+        places.setdefault((result.cell.row, result.cell.alphabet), []).append(result)
     return places
 
 
-def _mean(results: list[dict], field: str) -> float:
-    return float(np.mean([r[field] for r in results]))
+def _mean(results: list[Result], value: Callable[[Result], float]) -> float:
+    return float(np.mean([value(result) for result in results]))
 
 
-def _top1(results: list[dict]) -> str:
-    """Top-1 ± its binomial standard error; for several seeds the mean ± the standard deviation over them."""
-    values = [r["top1"] for r in results]
-    spread = np.std(values, ddof=1) if len(values) > 1 else results[0]["top1_stderr"]
-    return f"{np.mean(values):.2f} ± {spread:.2f}"
+def _value(name: str) -> Callable[[Result], float]:
+    return lambda result: result.metrics[name].value
+
+
+def _with_error(results: list[Result], name: str, shown: str) -> str:
+    """The value ± its standard error; for several seeds the mean ± the standard deviation over them."""
+    values = [result.metrics[name].value for result in results]
+    spread = np.std(values, ddof=1) if len(values) > 1 else results[0].metrics[name].stderr
+    return f"{np.mean(values):{shown}} ± {spread:{shown}}"
 
 
 def _github(headers: list[str], body: list[list[str]]) -> str:
@@ -39,113 +48,145 @@ def _github(headers: list[str], body: list[list[str]]) -> str:
     return tabulate(body, headers=headers, tablefmt="github", disable_numparse=True, colalign=align)
 
 
-def _matrix(grid: list, places, show, field: str) -> str:
-    rows, alphabets = (list(dict.fromkeys(getattr(c, f) for c in grid if c.quant)) for f in ("row", "alphabet"))
-    if field in ("layer_error", "seconds"):  # of the layers alone, which norm tuning leaves as they are
-        rows = [row for row in rows if not row.endswith(TUNED)]
+def _matrix(cells: Sequence[Cell], places: Places, show: Callable[[list[Result]], str]) -> str:
+    """A table with the rows and columns of these cells."""
+    rows, alphabets = (list(dict.fromkeys(getattr(c, f) for c in cells if c.quant)) for f in ("row", "alphabet"))
     body = [[row, *(show(places[row, a]) if (row, a) in places else MISSING for a in alphabets)] for row in rows]
     return _github(["method", *(f"{a} bit" for a in alphabets)], body)
 
 
-def _published(published: list[tuple], places) -> str:
+def _published(published: Sequence[tuple], places: Places, name: str, shown: str) -> str:
     """Published next to measured; what was not run is a dash."""
     body = []
     for row, alphabet, value in published:
         measured, difference = MISSING, MISSING
         if results := places.get((row, alphabet)):
-            measured, difference = _top1(results), f"{_mean(results, 'top1') - value:+.2f}"
-        body.append([row, alphabet, f"{value:.2f}", measured, difference])
+            measured, difference = _with_error(results, name, shown), f"{_mean(results, _value(name)) - value:+{shown}}"
+        body.append([row, alphabet, f"{value:{shown}}", measured, difference])
     return _github(["method", "bits", "paper", "measured", "difference"], body)
 
 
-def markdown(grid: list, results: list[dict], published: list[tuple] = ()) -> str:
+def markdown(grid: Sequence[Cell], results: Sequence[Result], metrics: Metrics, published: Sequence[tuple] = ()) -> str:
     """The results as Markdown.
 
     Args:
-      grid: the cells of the table (row, alphabet, quant), which give its rows and columns, run or not.
+      grid: the cells of the table, which give its rows and columns, run or not.
       results: those there are.
-      published: (row, alphabet, top-1) of the paper, in percent; alphabet "" for the float model.
+      metrics: the task's.
+      published: (row, alphabet, value of the first metric) of the paper; row FLOAT, alphabet "" for the float model.
     """
-    places = _by_place(results)
-    floats = [r for r in results if r["quant"] is None]
-    reference = floats[0]["top1"] if floats else float("nan")
-    seeds = max(map(len, places.values()), default=1)
-    spread = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "± binomial standard error"
-    shown = f"{_top1(floats)}, {floats[0]['count']} test images" if floats else MISSING
+    places, (name, metric) = _by_place(results), next(iter(metrics.items()))
+    floats = places.get((FLOAT, ""), [])
+    reference = _mean(floats, _value(name)) if floats else float("nan")
+    seeds = max((len(found) for found in places.values()), default=1)
+    spread = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "± standard error"
+    count = f", {floats[0].metrics[name].count} test examples" if floats else ""
+    shown = (_with_error(floats, name, metric.shown) if floats else MISSING) + count
     tables = [
-        (f"Top-1 in percent, {spread}; float model {shown}", "top1", _top1),
-        ("Change of top-1 against the float model", "top1", lambda rs: f"{_mean(rs, 'top1') - reference:+.2f}"),
-        (
-            "Agreement: percentage of the test images with the float model's most likely class",
-            "agreement",
-            lambda rs: f"{_mean(rs, 'agreement'):.2f}",
-        ),
+        (f"{_title(name, metric)}, {spread}; float model {shown}", lambda rs: _with_error(rs, name, metric.shown)),
+        ("Change against the float model", lambda rs: f"{_mean(rs, _value(name)) - reference:+{metric.shown}}"),
+    ]
+    tables += [(_title(n, m), _shown(n, m)) for n, m in metrics.items() if n != name]
+    parts = [f"{title}\n\n{_matrix(grid, places, show)}\n" for title, show in tables]
+    # Of the layers alone, which norm tuning leaves as they are.
+    untuned = [cell for cell in grid if cell.tuning is None]
+    for title, show in (
         (
             "Relative output error ‖XW − X̃Ŵ‖²/‖XW‖², mean over the layers, each on the inputs it was calibrated on",
-            "layer_error",
-            lambda rs: f"{_mean(rs, 'layer_error'):.2e}",
-        ),
-        (
-            "Relative error of the test images' logits against the float model's",
-            "logit_error",
-            lambda rs: f"{_mean(rs, 'logit_error'):.2e}",
+            lambda rs: f"{_mean(rs, lambda result: result.layer_error):.2e}",
         ),
         (
             "Seconds to solve all layers, compilation included (a row's first alphabet compiles for all)",
-            "seconds",
-            lambda rs: f"{_mean(rs, 'seconds'):.1f}",
+            lambda rs: f"{_mean(rs, lambda result: result.seconds):.1f}",
         ),
-    ]
-    parts = [f"{title}\n\n{_matrix(grid, places, show, field)}\n" for title, field, show in tables]
+    ):
+        parts.append(f"{title}\n\n{_matrix(untuned, places, show)}\n")
     if published:
-        parts.insert(0, f"Top-1, published and measured\n\n{_published(published, places | {('Float', ''): floats})}\n")
+        own = _published(published, places, name, metric.shown)
+        parts.insert(0, f"{_title(name, metric)}, published and measured\n\n{own}\n")
     return "\n".join(parts)
 
 
-def write_csv(results: list[dict], path: Path) -> None:
-    """One line per result."""
-    columns = ["row", "alphabet", "seed", "calibration_images", "top1", "top1_stderr", "top5", "count"]
-    columns += ["agreement", "layer_error", "logit_error", "seconds"]
+def _title(name: str, metric: Metric) -> str:
+    return metric.title or name
+
+
+def _shown(name: str, metric: Metric) -> Callable[[list[Result]], str]:
+    return lambda results: f"{_mean(results, _value(name)):{metric.shown}}"
+
+
+def write_csv(results: Sequence[Result], path: Path) -> None:
+    """One line per result; a metric's standard error beside it."""
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore", restval="")
+        lines = [_flat(result) for result in results]
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for line in lines for key in line)), restval="")
         writer.writeheader()
-        writer.writerows(results)
+        writer.writerows(lines)
 
 
-def plot(results: list[dict], path: Path) -> None:
-    """Top-1 against the alphabet, one line per row, the float model dashed, norm tuning dotted.
+def _flat(result: Result) -> dict:
+    cell, line = result.cell, {}
+    for name in ("row", "alphabet", "seed", "calibration_images"):
+        line[name] = getattr(cell, name)
+    for name, measured in result.metrics.items():
+        line |= {name: measured.value, f"{name}_stderr": measured.stderr}
+    line["count"] = max(measured.count for measured in result.metrics.values())
+    line |= {"layer_error": result.layer_error, "seconds": result.seconds}
+    return line | {name: (result.coverage or {}).get(name) for name in ("quantized", "bits_per_parameter")}
 
-    More than CUT points below the float model is off the picture, so that the rest can be told apart. The lines break
-    between the symmetric alphabets and the integer grids, which are no continuation of one another.
+
+def plot(results: Sequence[Result], metrics: Metrics, path: Path) -> None:
+    """The first metric against the alphabet, one line per row, the float model dashed, norm tuning dotted.
+
+    What is much worse than the float model (see CUT) is off the picture, so that the rest can be told apart; where
+    lower is better the axis is logarithmic instead. The lines break between the symmetric alphabets and the integer
+    grids, which are no continuation of one another.
     """
-    places = _by_place(results)
-    rows, alphabets = (list(dict.fromkeys(place[i] for place in places)) for i in (0, 1))
-    families = [[a for a in alphabets if a.startswith("int") == integer] for integer in (False, True)]
+    name, metric = next(iter(metrics.items()))
+    cells = [result.cell for result in results if result.cell.quant]
+    alphabets, titles = (list(dict.fromkeys(getattr(c, field) for c in cells)) for field in ("alphabet", "title"))
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
-    bases = list(dict.fromkeys(row.removesuffix(TUNED) for row in rows))
-    for row in rows:
-        look = bases.index(row.removesuffix(TUNED))
-        style = dict(color=f"C{look % 10}", marker="osv^DPX*<>phd8"[look % 14], alpha=0.85)
-        style |= dict(linestyle=":", markersize=3) if row.endswith(TUNED) else dict(linestyle="-")
-        label = None if row.endswith(TUNED) else row
-        for family in families:
-            points = [(alphabets.index(a), _mean(places[row, a], "top1")) for a in family if (row, a) in places]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=label, **style)
-                label = None
-    count = max((r["count"] for r in results), default=0)
-    axes.set(xlabel="bits per weight", ylabel=f"top-1 on {count} test images (%)")
-    if any(row.endswith(TUNED) for row in rows):
+    for row in dict.fromkeys(cell.row for cell in cells):
+        own = [result for result in results if result.cell.quant and result.cell.row == row]
+        _line(axes, own, alphabets, titles.index(own[0].cell.title), _value(name))
+    count = max((result.metrics[name].count for result in results), default=0)
+    axes.set(xlabel="bits per weight", ylabel=f"{_title(name, metric)}, {count} test examples")
+    if any(cell.tuning for cell in cells):
         axes.plot([], [], color="black", linestyle=":", marker=".", label="the same + norm tuning")
-    for reference in (r for r in results if r["quant"] is None):
-        axes.axhline(reference["top1"], color="black", linestyle="--", linewidth=1, label="Float")
-        low, high = axes.get_ylim()
-        if low < reference["top1"] - CUT:
-            axes.set_ylim(reference["top1"] - CUT, high)
-            axes.set_title(f"values more than {CUT} points below the float model are cut off", fontsize="small")
+    for result in (result for result in results if result.cell.quant is None):
+        _float_line(axes, result.metrics[name].value, metric)
     axes.xaxis.set_major_locator(FixedLocator(range(len(alphabets))))
     axes.set_xticklabels(alphabets)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=120)
+
+
+def _line(axes, results: list[Result], alphabets: list[str], look: int, value) -> None:
+    """One row's line."""
+    cell = results[0].cell
+    style = dict(color=f"C{look % 10}", marker="osv^DPX*<>phd8"[look % 14], alpha=0.85)
+    style |= dict(linestyle=":", markersize=3) if cell.tuning else dict(linestyle="-")
+    label = None if cell.tuning else cell.row
+    for integer in (False, True):
+        here = [a for a in alphabets if a.startswith("int") == integer]
+        by_alphabet = {a: [result for result in results if result.cell.alphabet == a] for a in here}
+        points = [(alphabets.index(a), _mean(found, value)) for a, found in by_alphabet.items() if found]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=label, **style)
+            label = None
+
+
+def _float_line(axes, value: float, metric: Metric) -> None:
+    """The float model's value, and the limits that it gives the picture."""
+    axes.axhline(value, color="black", linestyle="--", linewidth=1, label=FLOAT)
+    low, high = axes.get_ylim()
+    if metric.better == "lower":
+        if low > 0:
+            axes.set_yscale("log")
+        return
+    cut = CUT * (100 if "percent" in metric.title else abs(value))
+    if low < value - cut:
+        axes.set_ylim(value - cut, high)
+        axes.set_title(f"values more than {cut:.3g} below the float model are cut off", fontsize="small")

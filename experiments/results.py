@@ -3,16 +3,75 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from absl import logging
 
 from beacon_jax import LayerReport
 from beacon_jax.checkpoint import load_layer, save_layer
+from beacon_jax.evaluate import Measured
 from experiments import hosts
+from experiments.grid import Cell
 
 
-def read_results(path: Path) -> dict[str, dict]:
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What came out for one cell.
+
+    Fields:
+      cell: which.
+      metrics: {name: value, standard error, number of test examples}.
+      layers: what was done to each layer; none for the float model and after norm tuning, which changes no layers.
+      coverage: what of the model is quantized; likewise.
+      tuned: how norm tuning went.
+      skipped: examples left out of calibration, tuning and test because they could not be read.
+    """
+
+    cell: Cell
+    metrics: Mapping[str, Measured]
+    layers: tuple[LayerReport, ...] = ()
+    coverage: Mapping[str, float] | None = None
+    tuned: Mapping[str, float] | None = None
+    skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def layer_error(self) -> float | None:
+        """Mean of the layers' relative output errors."""
+        return float(np.mean([layer.output_error for layer in self.layers])) if self.layers else None
+
+    @property
+    def seconds(self) -> float | None:
+        """To solve all layers."""
+        return sum(layer.solve_seconds for layer in self.layers) if self.layers else None
+
+    def line(self) -> dict[str, Any]:
+        """As it is written."""
+        found = dataclasses.asdict(self)
+        return (
+            found.pop("cell") | {"row": self.cell.row, "layer_error": self.layer_error, "seconds": self.seconds} | found
+        )
+
+    @classmethod
+    def of_line(cls, line: Mapping[str, Any]) -> "Result":
+        """Of what `line` gave. KeyError or TypeError where it is something else."""
+        return cls(
+            Cell(**{field.name: line[field.name] for field in dataclasses.fields(Cell)}),
+            {name: Measured(**measured) for name, measured in line["metrics"].items()},
+            tuple(_report(fields) for fields in line["layers"]),
+            line["coverage"],
+            line["tuned"],
+            line["skipped"],
+        )
+
+
+def _report(fields: Mapping[str, Any]) -> LayerReport:
+    return LayerReport(**{**fields, "shape": tuple(fields["shape"])})
+
+
+def read_results(path: Path) -> dict[str, Result]:
     """{key: result} from JSON lines, as the first process finds them.
 
     A last line cut short by an interruption is dropped from the file.
@@ -20,11 +79,11 @@ def read_results(path: Path) -> dict[str, dict]:
     return hosts.from_first(_read_results(path) if hosts.first() else None)
 
 
-def append_result(path: Path, result: dict) -> None:
-    """Adds a result to the JSON lines; only the first process writes."""
+def append_line(path: Path, line: Mapping[str, Any]) -> None:
+    """Adds a line of JSON; only the first process writes."""
     if hosts.first():
         with path.open("a") as file:
-            file.write(json.dumps(result) + "\n")
+            file.write(json.dumps(line) + "\n")
 
 
 def _read_results(path):
@@ -39,10 +98,12 @@ def _read_results(path):
     results = {}
     for number, line in enumerate(complete, 1):
         try:
-            result = json.loads(line)
-            results[result["key"]] = result
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"line {number} of {path} is not a result of this script; remove it to go on") from error
+            result = Result.of_line(json.loads(line))
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"line {number} of {path} is not a result of this version of the script; remove it to go on"
+            ) from error
+        results[result.cell.key] = result
     return results
 
 
@@ -68,7 +129,7 @@ class LayerStore:
         for path in sorted(self._folder.glob("*.safetensors")):
             matrix, fields = load_layer(path)
             try:
-                report = LayerReport(**{**fields, "shape": tuple(fields["shape"])})
+                report = _report(fields)
             except (KeyError, TypeError) as error:
                 raise ValueError(f"{path} is of another version of this script; remove it to go on") from error
             finished[report.layer] = report, matrix

@@ -1,11 +1,12 @@
 """The table of methods and bit widths: python -m experiments.tables --config=configs/digits.py
 
-Runs every row of config.table at every alphabet, appends one JSON line per result to {config.out}/results.jsonl, and
-renders table.md, table.csv and top1.png beside it. A run that was stopped goes on where it was: results in the file
-from the same config and checkpoint are not computed again, nor are the layers that were finished. --render_only shows
-what is there.
+Runs every row of config.table at every alphabet on the model and data of config.task, appends one JSON line per result
+to {config.out}/results.jsonl, and renders table.md, table.csv and a plot of the main metric beside it. A run that was
+stopped goes on where it was: results in the file from the same config and the same model and data are not computed
+again, nor are the layers that were finished. --render_only shows what is there.
 """
 
+import dataclasses
 from pathlib import Path
 
 from absl import flags
@@ -14,37 +15,33 @@ from tqdm import tqdm
 from experiments import common, hosts, render
 from experiments.experiment import Experiment
 from experiments.grid import Cell, cells
-from experiments.results import LayerStore, append_result, read_results
+from experiments.results import LayerStore, Result, append_line, read_results
+from experiments.task import Task, make_task
 
 _RENDER_ONLY = flags.DEFINE_bool("render_only", False, "Compute nothing; show the results that are there.")
 
 
-def render_all(grid: list[Cell], results: dict[str, dict], config) -> str:
+def render_all(grid: list[Cell], results: dict[str, Result], config, task: Task) -> str:
     """Writes the table, its CSV and the plot of the results that are there; returns the table."""
     out = Path(config.out)
-    here = [{**results[cell.key], "row": cell.row} for cell in grid if cell.key in results]
+    # A row may have another title by now.
+    here = [dataclasses.replace(results[cell.key], cell=cell) for cell in grid if cell.key in results]
     own = config.table.published if config.table.published_model == config.model.name else ()
-    markdown = render.markdown(grid, here, [tuple(number) for number in own])
+    markdown = render.markdown(grid, here, task.metrics, [tuple(number) for number in own])
     if hosts.first():
         (out / "table.md").write_text(markdown)
         render.write_csv(here, out / "table.csv")
-        render.plot(here, out / "top1.png")
+        render.plot(here, task.metrics, out / f"{task.main}.png")
     return markdown
 
 
-def compute(grid: list[Cell], results: dict[str, dict], config) -> list[str]:
+def compute(grid: list[Cell], results: dict[str, Result], config, task: Task) -> list[str]:
     """Computes what is missing of `results`, and adds it there and to the file; returns what failed."""
-    experiment = Experiment(config)
+    experiment = Experiment(config, task)
     experiment.check(grid)
     out = Path(config.out)
-    for result in (results[cell.key] for cell in grid if cell.key in results):
-        if result["images"] != experiment.images:
-            raise ValueError(
-                f"the results in {out} are of {result['images']} training and test images, here are "
-                f"{experiment.images}; set another --config.out"
-            )
     groups: dict[str, dict[str, Cell]] = {}
-    # Cells of the same calibration images one after another, since they share what is computed from these.
+    # Cells of the same calibration examples one after another, since they share what is computed from these.
     for cell in sorted(grid, key=lambda cell: (cell.calibration_images, cell.seed)):
         if cell.key not in results:
             groups.setdefault(cell.quant_key, {})[cell.key] = cell
@@ -57,31 +54,33 @@ def compute(grid: list[Cell], results: dict[str, dict], config) -> list[str]:
             store = LayerStore(out / "layers" / quant_key)
             try:
                 for result in experiment.results(group, store):
-                    results[result["key"]] = result
-                    append_result(out / "results.jsonl", result)
-                    render_all(grid, results, config)
+                    results[result.cell.key] = result
+                    append_line(out / "results.jsonl", result.line())
+                    render_all(grid, results, config, task)
                     bar.update()
                 store.clear()
             except ValueError as error:  # a method that cannot do this one; the others go on
                 failures.append(f"{name}: {error}")
-    print(f"test images: {experiment.test.summary()}")
+    if hasattr(task.test, "summary"):
+        print(f"test data: {task.test.summary()}")
     return failures
 
 
 def main(_):
     config = common.get_config()
-    grid = cells(config, common.checkpoint_digest(config))
+    task = make_task(config)
+    grid = cells(config, task.fingerprint())
     out = Path(config.out)
     if hosts.first():
         out.mkdir(parents=True, exist_ok=True)
     results = read_results(out / "results.jsonl")
     before = sum(cell.key in results for cell in grid)
-    failures = [] if _RENDER_ONLY.value else compute(grid, results, config)
+    failures = [] if _RENDER_ONLY.value else compute(grid, results, config, task)
     after = sum(cell.key in results for cell in grid)
-    print(render_all(grid, results, config))
+    print(render_all(grid, results, config, task))
     print(f"{after - before} of {len(grid)} results computed, {before} were there already, {len(grid) - after} missing")
     print(f"table: {out / 'table.md'} and {out / 'table.csv'}")
-    print(f"plot:  {out / 'top1.png'}")
+    print(f"plot:  {out / task.main}.png")
     print(f"lines: {out / 'results.jsonl'}")
     if failures:
         raise ValueError(f"{len(failures)} could not be computed: " + "; ".join(failures))

@@ -4,6 +4,7 @@ Writes the parameters to config.train.float_checkpoint and prints the test accur
 every config.train.save_every steps, and a run that was stopped goes on from there: same config, same result.
 """
 
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -17,10 +18,11 @@ from flax.traverse_util import path_aware_map
 from tqdm import tqdm
 
 from beacon_jax import checkpoint
-from beacon_jax.evaluate import evaluate
+from beacon_jax.evaluate import Top1, evaluate
 from beacon_jax.models.vit import create_vit
 from experiments import common
 from experiments.augment import AUGMENTATIONS
+from experiments.tasks.images import batches
 
 
 def make_optimizer(train, params, steps_per_epoch: int) -> optax.GradientTransformation:
@@ -117,7 +119,7 @@ def fit(config, progress: Progress):
     for key in ("epochs", "batch_size", "save_every"):
         if train[key] < 1:
             raise ValueError(f"train.{key} must be at least 1, got {train[key]}")
-    (batch,) = common.batches(config, "train", batch_size=10**9)
+    (batch,) = batches(config, "train", batch_size=10**9)
     images, labels = batch["image"], batch["label"]
     steps = len(labels) // train.batch_size
     if not steps:
@@ -148,14 +150,15 @@ def main(_):
     path = config.train.float_checkpoint
     if not path:
         raise ValueError("--config.train.float_checkpoint is empty: where should the parameters go?")
-    test = common.batches(config, "test")
+    test = batches(config, "test")
     progress = Progress(Path(path + ".training"), config)
     params = fit(config, progress)
     checkpoint.save_params(path, params, model=config.model.name)
     progress.remove()
-    result = evaluate(common.predictor(create_vit(config.model.name))(params), test)
-    top1 = f"{result.top1:.2f} ± {result.top1_stderr:.2f} %"
-    print(f"top-1 {top1} of {result.count} test images; parameters in {path}")
+    model = create_vit(config.model.name)
+    forward = jax.jit(lambda params, batch: model.apply({"params": params}, batch["image"]))
+    top1 = evaluate(functools.partial(forward, params), test, {"top1": Top1()})["top1"]
+    print(f"top-1 {top1.value:.2f} ± {top1.stderr:.2f} % of {top1.count} test images; parameters in {path}")
 
 
 if __name__ == "__main__":

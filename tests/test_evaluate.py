@@ -1,65 +1,137 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from beacon_jax import evaluate
-from beacon_jax.evaluate import logits_of
+from beacon_jax.evaluate import RelativeOutputError, Top1, Top5, evaluate, reference_of
+from beacon_jax.metrics.base import Mean
+from beacon_jax.metrics.classes import Agreement
+
+METRICS = {"top1": Top1(), "top5": Top5(), "agreement": Agreement(), "error": RelativeOutputError()}
+PLAIN = {"top1": Top1(), "top5": Top5()}
 
 
 def batches(rng, sizes, classes=7):
     for n in sizes:
-        yield {"image": rng.normal(size=(n, classes)).astype(np.float32), "label": rng.integers(classes, size=n)}
+        yield {"x": rng.normal(size=(n, classes)).astype(np.float32), "label": rng.integers(classes, size=n)}
+
+
+def outputs(batch):
+    return batch["x"]
+
+
+def twice(batch):
+    return 2 * batch["x"]
 
 
 def test_counts_and_masks_the_last_batch(rng):
     data = list(batches(rng, (8, 8, 3)))
     shapes = set()
 
-    def predict(x):
-        shapes.add(x.shape)
-        return x
+    def predict(batch):
+        shapes.add(batch["x"].shape)
+        return batch["x"]
 
-    result = evaluate(predict, data, reference=logits_of(lambda x: 2 * x, data))
-    logits, labels = (np.concatenate([b[k] for b in data]) for k in ("image", "label"))
+    result = evaluate(predict, data, METRICS, reference=reference_of(twice, data, METRICS))
+    logits, labels = (np.concatenate([b[k] for b in data]) for k in ("x", "label"))
     ranks = (logits > logits[np.arange(19), labels][:, None]).sum(1)
-    assert result.count == 19 and shapes == {(8, 7)}
-    np.testing.assert_allclose([result.top1, result.top5], [100 * np.mean(ranks < k) for k in (1, 5)])
-    np.testing.assert_allclose(result.logit_error, 0.25, rtol=1e-6)
-    assert result.agreement == 100
-    other = evaluate(predict, data, reference=logits_of(lambda x: -2 * x, data))
-    assert other.agreement == 100 * np.mean(logits.argmax(1) == logits.argmin(1)) == 0
-    half = [np.where(np.arange(len(b["image"]))[:, None] % 2, b["image"], -b["image"]) for b in data]
-    assert evaluate(predict, data, reference=half).agreement == pytest.approx(100 * (4 + 4 + 1) / 19)
-    np.testing.assert_allclose(result.top1_stderr, np.sqrt(result.top1 * (100 - result.top1) / 19))
+    assert {m.count for m in result.values()} == {19} and shapes == {(8, 7)}
+    top1 = result["top1"]
+    np.testing.assert_allclose([top1.value, result["top5"].value], [100 * np.mean(ranks < k) for k in (1, 5)])
+    np.testing.assert_allclose(top1.stderr, np.sqrt(top1.value * (100 - top1.value) / 19))  # binomial
+    np.testing.assert_allclose(result["error"].value, 0.25, rtol=1e-6)
+    assert (result["agreement"].value, result["agreement"].stderr) == (100, 0)
 
 
-def test_equal_logits_are_no_hit(rng):
-    result = evaluate(lambda x: 0 * x, batches(rng, (8,)))
-    assert (result.top1, result.top5, result.logit_error) == (0, 0, None)
+def test_the_reference_may_run_beside(rng):
+    data = list(batches(rng, (8, 8, 3)))
+
+    def half(batch):
+        return np.where(np.arange(len(batch["x"]))[:, None] % 2, batch["x"], -batch["x"])
+
+    beside = evaluate(outputs, data, METRICS, reference=half)
+    assert beside == evaluate(outputs, data, METRICS, reference=reference_of(half, data, METRICS))
+    assert beside["agreement"].value == pytest.approx(100 * (4 + 4 + 1) / 19)
 
 
-def test_padding_does_not_count_even_if_it_breaks_the_model(rng):
-    """A model that divides by the image's own spread gives NaN for the zeros that a short batch is padded with."""
+def test_outputs_and_batches_may_be_any_pytrees(rng):
+    """Here tuples, with an array that belongs to all examples."""
+    data = [(x, np.float32(2.0), {"y": x.sum(1)}) for x in rng.normal(size=(3, 4, 5)).astype(np.float32)]
+    data.append(jax.tree.map(lambda a: a[:1] if np.ndim(a) else a, data[0]))
+
+    def predict(batch):
+        return {"scaled": batch[0] * batch[1], "sum": batch[0].sum(1)}
+
+    def squares(outputs, batch, _):
+        return (outputs["scaled"].sum(1) - 2 * batch[2]["y"]) ** 2
+
+    def weighted(outputs, batch, _):
+        return outputs["sum"] * 3, jnp.full(len(batch[0]), 3.0)
+
+    metrics = {"squares": Mean(squares, better="lower"), "weighted": Mean(weighted)}
+    metrics["error"] = RelativeOutputError()
+    result = evaluate(predict, data, metrics, reference=lambda batch: jax.tree.map(lambda a: a * 0.5, predict(batch)))
+    sums = np.concatenate([batch[2]["y"] for batch in data]).astype(np.float64)
+    assert result["squares"].value < 1e-10 and result["error"].value == pytest.approx(1)
+    assert result["weighted"].value == pytest.approx(sums.mean(), rel=1e-5)
+    assert result["weighted"].stderr == pytest.approx(sums.std() / np.sqrt(13), rel=1e-5)
+
+
+def test_copies_that_fill_a_batch_up_do_not_count(rng):
+    """Not even where the model makes them NaN."""
     data = list(batches(rng, (8, 3)))
 
-    def predict(x):
-        return jnp.asarray(x) / jnp.std(x, axis=1, keepdims=True)
+    def predict(batch):
+        x = jnp.asarray(batch["x"])
+        return jnp.where((jnp.arange(8) == 7)[:, None] & (x[3] == x[4]).all(), jnp.nan, x)
 
-    assert np.isnan(predict(np.zeros((1, 7)))).all()
-    result = evaluate(predict, data, reference=logits_of(predict, data))
-    assert result.logit_error == 0 and result.count == 11
+    result = evaluate(predict, data, METRICS, reference=reference_of(predict, data, METRICS))
+    assert result["error"].value == 0 and result["error"].count == 11
+
+
+def test_the_metrics_compile_once(rng):
+    traced = []
+
+    def count(outputs, batch, _):
+        traced.append(outputs.shape)
+        return outputs[:, 0]
+
+    metrics = {"mean": Mean(count)}
+    for _ in range(2):
+        evaluate(outputs, batches(rng, (8, 8, 3)), metrics)
+    assert traced == [(8, 7)]
 
 
 def test_errors(rng):
-    with pytest.raises(ValueError, match="labels 0 … 6 do not fit logits of 3 classes"):
-        evaluate(lambda x: x[:, :3], [{"image": np.zeros((7, 7)), "label": np.arange(7)}])
-    with pytest.raises(ValueError, match="no batches to evaluate on"):
-        evaluate(lambda x: x, [])
-    with pytest.raises(ValueError, match="logits are not all finite"):
-        evaluate(lambda x: x * np.nan, batches(rng, (8, 3)))
-    with pytest.raises(ValueError, match="a batch of 9 follows a first batch of 8"):
-        evaluate(lambda x: x, batches(rng, (8, 9)))
     data = list(batches(rng, (8, 3)))
-    for other in (data[:1], data[::-1]):
-        with pytest.raises(ValueError, match="the reference logits are not those of these batches"):
-            evaluate(lambda x: x, data, reference=[b["image"] for b in other])
+    for arguments, message in (
+        ((lambda b: b["x"][:, :2], data, PLAIN), "metric top1: labels [01] … [3-6] do not fit logits of 2 classes"),
+        ((lambda b: b["x"][:4], data, PLAIN), r"labels of shape \(8,\) do not fit logits of shape \(4, 7\)"),
+        ((outputs, [], PLAIN), "no batches to evaluate on"),
+        ((outputs, data, {}), "metrics is a dict of at least one metric by name"),
+        ((outputs, data, {"top1": "top1"}), "top1='top1' is no metric, it has no 'compares'"),
+        ((outputs, data, METRICS), "agreement, error compare with a reference's outputs, and none is given"),
+        ((lambda b: b["x"] * np.nan, data, PLAIN), "the model's outputs are not all finite"),
+        ((lambda b: b["x"] * np.inf, data, PLAIN), "the model's outputs are not all finite"),
+        ((outputs, batches(rng, (8, 9)), PLAIN), "a batch of 9 follows a first batch of 8"),
+        ((outputs, [{"x": data[0]["x"]}], PLAIN), "metric top1: no 'label' in the batch, of keys x"),
+        (
+            (outputs, [data[0] | {"label": [1, 2]}], PLAIN),
+            r"batches are pytrees of arrays, but \['label'\]\[0\] is a int",
+        ),
+        ((outputs, [data[0] | {"label": np.zeros(3, int)}], PLAIN), r"one row for each example, but \['label'\] has 3"),
+        ((outputs, [{"x": np.zeros((0, 3)), "label": np.zeros(0, int)}], PLAIN), "a batch holds no examples"),
+        (
+            (outputs, data, {"m": Mean(lambda o, b, r: o.sum())}),
+            r"metric m gives arrays of shape \(\) for batches of 8",
+        ),
+        ((outputs, data, {"m": Mean(lambda o, b, r: (o[:, 0], 0 * o[:, 0]))}), "nothing to measure: all weights"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate(*arguments)
+    kept = reference_of(outputs, data, METRICS)
+    for other in (kept[:1], kept[::-1]):
+        with pytest.raises(ValueError, match="the reference is not that of these batches and metrics"):
+            evaluate(outputs, data, METRICS, reference=other)
+    with pytest.raises(ValueError, match="the reference is not that of these batches and metrics"):
+        evaluate(outputs, data, METRICS, reference=reference_of(outputs, data, {"agreement": Agreement()}))

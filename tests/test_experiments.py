@@ -6,15 +6,19 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from beacon_jax import LayerReport
+from beacon_jax.evaluate import Measured, Perplexity, Top1, evaluate
 from configs import digits
-from experiments import common, grid, render, results
+from experiments import grid, render, results
 from experiments.experiment import Experiment
 from experiments.grid import TUNED
+from experiments.task import make_task
 
 SMALL = ("--config.data.calibration_images=16", "--config.data.test_images=100", "--config.data.batch_size=64")
 
@@ -44,10 +48,11 @@ def test_table_is_resumed_and_rendered(tmp_path):
     lines = (tmp_path / "results.jsonl").read_text().splitlines()
     found = [json.loads(line) for line in lines]
     assert [r["row"] for r in found] == ["Float", "RTN", "RTN" + TUNED, "COMQ", "COMQ" + TUNED]
-    assert all(len(r["layers"]) == 16 and r["count"] == 100 for r in found[1::2])
+    assert all(len(r["layers"]) == 16 and r["metrics"]["top1"]["count"] == 100 for r in found[1::2])
+    assert all(r["layers"] == [] and r["layer_error"] is None for r in found[::2])
     assert all(r["tuned"]["after"] <= r["tuned"]["before"] for r in found[2::2])
     rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
-    np.testing.assert_allclose([float(r["top1"]) for r in rows], [r["top1"] for r in found])
+    np.testing.assert_allclose([float(r["top1"]) for r in rows], [r["metrics"]["top1"]["value"] for r in found])
     assert (tmp_path / "top1.png").read_bytes().startswith(b"\x89PNG")
     assert not any((tmp_path / "layers").iterdir())
     # Killed while the last line was written: that cell alone is computed again, to the same numbers.
@@ -57,14 +62,14 @@ def test_table_is_resumed_and_rendered(tmp_path):
     assert re.search(r"COMQ \+ norm tuning +\| +– \|", rendered)
     assert "1 of 5 results computed, 4 were there already, 0 missing" in run("tables", *arguments)
     again = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
-    deterministic = ("row", "alphabet", "key", "top1", "top5", "layer_error", "logit_error", "tuned")
-    assert [[r.get(k) for k in deterministic] for r in again] == [[r.get(k) for k in deterministic] for r in found]
+    deterministic = ("row", "alphabet", "key", "metrics", "layer_error", "coverage", "tuned")
+    assert [[r[k] for k in deterministic] for r in again] == [[r[k] for k in deterministic] for r in found]
 
 
 def test_a_killed_table_keeps_its_layers(tmp_path):
     config = digits_config()
     config.data.update(calibration_images=16, test_images=100, batch_size=64)
-    experiment = Experiment(config)
+    experiment = Experiment(config, make_task(config))
     cell = grid.cells(config, "digest")[1]
     store = results.LayerStore(tmp_path / "layers")
 
@@ -89,17 +94,19 @@ def test_a_killed_table_keeps_its_layers(tmp_path):
 
 
 def test_quantize_writes_a_model_that_loads(tmp_path):
-    from beacon_jax import evaluate, load_quantized
+    from beacon_jax import load_quantized
 
-    assert "top-1" in run("quantize", *SMALL, f"--config.out={tmp_path}", "--config.quant.alphabet=3")
+    printed = run("quantize", *SMALL, f"--config.out={tmp_path}", "--config.quant.alphabet=3")
+    assert "Top-1 in percent (100 test examples): float " in printed and "bits per parameter over" in printed
     line = json.loads((tmp_path / "quantize.jsonl").read_text())
     assert len(line["layers"]) == 16 and line["config"]["quant"]["alphabet"] == "3"
     config = digits_config()
     config.data.test_images = 100
     params, layers = load_quantized(tmp_path / "quantized.safetensors")
-    model = common.load_model(config)[0]
-    result = evaluate(common.predictor(model)(params), common.test_batches(config))
-    assert len(layers) == 16 and result.top1 == pytest.approx(line["quantized"]["top1"])
+    task = make_task(config)
+    apply = jax.jit(task.apply)
+    result = evaluate(lambda batch: apply(params, batch), task.test, {"top1": Top1()})["top1"]
+    assert len(layers) == 16 and result.value == pytest.approx(line["quantized"]["top1"]["value"])
 
 
 @pytest.mark.parametrize(
@@ -178,11 +185,11 @@ def test_levels_of_ones_own_in_a_table():
 def test_axes_of_a_table():
     cells = cells_of(rows=("rtn", "beacon"), alphabets=("2", "3"), sweeps=(1, 6), calibration_images=(64, 128))
     assert list(dict.fromkeys(c.row for c in cells)) == [
-        "Float", "RTN, 64 images", "RTN, 128 images",
-        "Beacon w/o E.C., K = 1, 64 images", "Beacon w/o E.C., K = 1, 128 images",
-        "Beacon w/o E.C., K = 6, 64 images", "Beacon w/o E.C., K = 6, 128 images"]  # fmt: skip
+        "Float", "RTN, 64 examples", "RTN, 128 examples",
+        "Beacon w/o E.C., K = 1, 64 examples", "Beacon w/o E.C., K = 1, 128 examples",
+        "Beacon w/o E.C., K = 6, 64 examples", "Beacon w/o E.C., K = 6, 128 examples"]  # fmt: skip
     assert len({c.key for c in cells}) == len(cells) == 13
-    assert [c.quant["options"]["sweeps"] for c in cells if c.row.endswith("K = 6, 64 images")] == [6, 6]
+    assert [c.quant["options"]["sweeps"] for c in cells if c.row.endswith("K = 6, 64 examples")] == [6, 6]
     at = cells_of(rows=("beacon", "comq"), alphabets=("1.58", 3, "4"), sweeps_at=(("3", 5), (4, 4)))
     assert [c.quant["options"]["sweeps"] for c in at[1:]] == [None, 5, 4, None, None, None]
 
@@ -192,22 +199,54 @@ def test_tuned_cells_share_the_quantized_model_and_files_may_move():
     assert after.row == before.row + TUNED and (before.tuning, before.seed, after.seed) == (None, 3, 3)
     assert before.quant_key == after.quant_key and before.key != after.key
     config = digits_config()
-    config.data.workers, config.out, config.model.checkpoint = 5, "elsewhere", "moved"
-    config.data.root, config.data.batch_size = "moved", 7
-    config.quant.activations = "memory"
+    config.out, config.execution.activations, config.quant.allow_few_rows = "elsewhere", "memory", True
+    config.quant.options.block_size = 7
     assert grid.cells(config, "digest")[1].key == cells_of()[1].key
     assert grid.cells(config, "other")[1].key != cells_of()[1].key
+    config.execution.forward_dtype = "bfloat16"
+    assert grid.cells(config, "digest")[1].key != cells_of()[1].key
+
+
+def test_what_decides_the_images_is_their_identity(tmp_path):
+    config = digits_config()
+    identity = make_task(config).fingerprint()
+    moved = tmp_path / "moved.safetensors"
+    moved.write_bytes(Path(config.model.checkpoint).read_bytes())
+    config.data.workers, config.model.checkpoint = 5, str(moved)
+    config.data.root, config.data.batch_size = "moved", 7
+    assert make_task(config).fingerprint() == identity
+    config.data.test_images = 100
+    assert make_task(config).fingerprint() != identity
 
 
 def test_a_damaged_line_is_named(tmp_path):
-    (tmp_path / "results.jsonl").write_text('{"key": "a"}\n\n{"key": "b"}\n')
-    with pytest.raises(ValueError, match=r"line 2 of .* is not a result of this script"):
-        results.read_results(tmp_path / "results.jsonl")
+    line = json.dumps(result("RTN", "2", 90.0).line())
+    for damaged in ("", '{"key": "a"}', "[]", line[:-1]):
+        (tmp_path / "results.jsonl").write_text(f"{line}\n{damaged}\n{line}\n")
+        with pytest.raises(ValueError, match=r"line 2 of .* is not a result of this version of the script"):
+            results.read_results(tmp_path / "results.jsonl")
 
 
-def result(row, alphabet, top1, **more):
-    base = dict(top1_stderr=0.5, count=100, layer_error=0.1, logit_error=0.1, agreement=90.0, seconds=1.0)
-    return dict(base, row=row, alphabet=alphabet, quant={} if alphabet else None, top1=top1, **more)
+def test_a_result_is_read_as_it_was_written(tmp_path):
+    written = [result("Float", "", 98.0), result("RTN", "2", 90.0, error=0.25), result("RTN" + TUNED, "2", 91.0)]
+    for one in written:
+        results.append_line(tmp_path / "results.jsonl", one.line())
+    assert list(results.read_results(tmp_path / "results.jsonl").values()) == written
+
+
+METRICS = {"top1": Top1(), "perplexity": Perplexity()}
+
+
+def result(row, alphabet, top1, error=0.1, seed=0):
+    """The result of a cell, of which only place, numbers and layer error are looked at."""
+    title, tuned, _ = row.partition(TUNED)
+    quant, tuning = {} if not alphabet else {"method": "rtn"}, {"steps": 1} if tuned else None
+    cell = grid.Cell(title, alphabet, seed, 16, quant or None, tuning, f"{row} {alphabet} {seed}", "")
+    numbers = ["fc", "dense", (2, 2), "rtn", alphabet, error, 0.9, 0.9, 0, 4, 0.0, 1.0]
+    layers = (LayerReport(*numbers),) if alphabet and not tuned else ()
+    metrics = {"top1": Measured(top1, 0.5, 100), "perplexity": Measured(3.0, 0.1, 100)}
+    coverage = {"quantized": 0.5, "bits_per_parameter": 4.0} if layers else None
+    return results.Result(cell, metrics, layers, coverage, {"step": 1} if tuned else None)
 
 
 def table(markdown, title):
@@ -220,37 +259,53 @@ def test_what_was_not_run_is_a_dash():
     cells = cells_of(rows=("rtn", "comq"), alphabets=("2", "3"), norm_tuning=True)
     found = [result("Float", "", 98.0), result("RTN", "2", 90.0), result("COMQ", "3", 97.0)]
     published = [("Float", "", 98.5), ("RTN", "2", 91.25), ("RTN", "3", 95.0)]
-    markdown = render.markdown(cells, found, published)
-    assert table(markdown, "Top-1 in percent, ± binomial standard error; float model 98.00 ± 0.50, 100 test") == [
+    markdown = render.markdown(cells, found, METRICS, published)
+    assert table(markdown, "Top-1 in percent, ± standard error; float model 98.00 ± 0.50, 100 test") == [
         ["RTN", "90.00 ± 0.50", "–"], ["RTN" + TUNED, "–", "–"],
         ["COMQ", "–", "97.00 ± 0.50"], ["COMQ" + TUNED, "–", "–"]]  # fmt: skip
-    assert table(markdown, "Change of top-1")[0] == ["RTN", "-8.00", "–"]
+    assert table(markdown, "Change against")[0] == ["RTN", "-8.00", "–"]
+    assert table(markdown, "Perplexity")[0] == ["RTN", "3.000", "–"]
     assert [row[0] for row in table(markdown, "Relative output error")] == ["RTN", "COMQ"]
     assert table(markdown, "published and measured") == [
         ["Float", "", "98.50", "98.00 ± 0.50", "-0.50"],
         ["RTN", "2", "91.25", "90.00 ± 0.50", "-1.25"],
         ["RTN", "3", "95.00", "–", "–"],
     ]
-    assert "published" not in render.markdown(cells, found)
-    assert table(render.markdown(cells, []), "Top-1 in percent")[0] == ["RTN", "–", "–"]
+    assert "published" not in render.markdown(cells, found, METRICS)
+    assert table(render.markdown(cells, [], METRICS), "Top-1 in percent")[0] == ["RTN", "–", "–"]
 
 
 def test_several_seeds_give_mean_and_standard_deviation():
     cells = cells_of(rows=("rtn",), alphabets=("2",), seeds=(0, 1, 2))
-    found = [result("Float", "", 98.0), *(result("RTN", "2", top1) for top1 in (90.0, 92.0, 94.0))]
-    markdown = render.markdown(cells, found)
+    found = [
+        result("Float", "", 98.0),
+        *(result("RTN", "2", top1, seed=i) for i, top1 in enumerate((90.0, 92.0, 94.0))),
+    ]
+    markdown = render.markdown(cells, found, METRICS)
     assert table(markdown, "Top-1 in percent, mean ± standard deviation of 3 seeds") == [["RTN", "92.00 ± 2.00"]]
-    assert table(markdown, "Change of top-1") == [["RTN", "-6.00"]]
+    assert table(markdown, "Change against") == [["RTN", "-6.00"]]
+
+
+@pytest.mark.parametrize("metrics", [METRICS, dict(reversed(METRICS.items()))], ids=["higher", "lower"])
+def test_a_plot_of_either_direction(tmp_path, metrics):
+    found = [result("Float", "", 98.0), result("RTN", "2", 20.0), result("RTN", "int2", 97.0)]
+    found += [result("RTN" + TUNED, "2", 91.0)]
+    render.plot(found, metrics, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    render.plot([], metrics, tmp_path / "empty.png")
 
 
 @pytest.mark.slow
 def test_retraining_gives_the_shipped_accuracy(tmp_path):
-    from beacon_jax import evaluate, load_params
+    from beacon_jax import load_params
 
     path = tmp_path / "digits.safetensors"
     run("train", f"--config.train.float_checkpoint={path}")
     config = digits_config()
-    model, shipped = common.load_model(config)
-    predict = common.predictor(model)
-    accuracies = [evaluate(predict(p), common.test_batches(config)).top1 for p in (shipped, load_params(path))]
+    task = make_task(config)
+    apply = jax.jit(task.apply)
+    accuracies = [
+        evaluate(lambda batch, params=params: apply(params, batch), task.test, {"top1": Top1()})["top1"].value
+        for params in (task.params, load_params(path))
+    ]
     assert abs(accuracies[0] - accuracies[1]) <= 1

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from beacon_jax.norm_tuning import LOSSES, OPTIMIZERS, NormTuning, norm_paths, tune_norms
+from beacon_jax.graph.trace import leaf_names
+from beacon_jax.norm_tuning import LOSSES, OPTIMIZERS, NormTuning, tune_norms
+from beacon_jax.norms import norm_paths
 
 FAST = NormTuning(steps=60, check_every=10, learning_rate=1e-2)
 
@@ -22,8 +24,8 @@ class Net(nn.Module):
 MODEL = Net()
 
 
-def apply(params, images):
-    return MODEL.apply({"params": params}, images)
+def apply(params, batch):
+    return MODEL.apply({"params": params}, batch["image"])
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +34,8 @@ def problem():
     rng = np.random.default_rng(0)
     images = [rng.normal(size=(n, 8)).astype(np.float32) for n in (32, 32, 21)]
     params = MODEL.init(jax.random.key(0), images[0])["params"]
-    batches = [{"image": x, "label": np.asarray(apply(params, x).argmax(-1))} for x in images]
+    batches = [{"image": x} for x in images]
+    batches = [batch | {"label": np.asarray(apply(params, batch).argmax(-1))} for batch in batches]
 
     def round_kernel(path, a):
         scale = 0.7 * jnp.abs(a).max()
@@ -42,7 +45,7 @@ def problem():
 
 
 def reference(params):
-    return lambda images: apply(params, images)
+    return lambda batch: apply(params, batch)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -68,7 +71,7 @@ def test_the_loss_reported_is_that_of_the_held_out_images(problem):
     tuned = tune_norms(apply, rounded, reference(params), batches, dataclasses.replace(FAST, held_out=0.25))
     held = np.concatenate([b["image"][-n:] for b, n in zip(batches, (8, 8, 5), strict=True)])
     for tree, value in ((rounded, tuned.before), (tuned.params, tuned.after)):
-        p, q = (jax.nn.softmax(apply(t, held)) for t in (params, tree))
+        p, q = (jax.nn.softmax(apply(t, {"image": held})) for t in (params, tree))
         np.testing.assert_allclose((p * (jnp.log(p) - jnp.log(q))).sum(1).mean(), value, rtol=1e-4)
 
 
@@ -92,18 +95,134 @@ def test_same_input_same_result_and_one_compilation(problem):
     params, rounded, batches = problem
     traces = []
 
-    def counted(params, images):
-        traces.append(images.shape)
-        return apply(params, images)
+    def counted(params, batch):
+        traces.append(batch["image"].shape)
+        return apply(params, batch)
 
     one, two = (tune_norms(counted, rounded, reference(params), batches, FAST) for _ in range(2))
     jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
     assert len(traces) == 4  # loss and gradient, for the full batches and the last
 
 
-def test_norms_are_found_by_their_parameters():
-    tree = {"a": {"norm": {"scale": 1, "bias": 2}, "fc": {"kernel": 3, "bias": 4}}, "out": {"scale": 5}}
-    assert norm_paths(tree) == [("a", "norm", "bias"), ("a", "norm", "scale"), ("out", "scale")]
+@pytest.mark.parametrize("loss", LOSSES)
+def test_padding_does_not_count(problem, loss):
+    """Outputs by position, with weights by position: what the padded ones hold changes nothing."""
+    params, rounded, batches = problem
+    rng = np.random.default_rng(1)
+
+    def sequences(fill):
+        for batch in batches[:2]:
+            x = batch["image"].reshape(16, 2, 8)
+            mask = np.ones((16, 2), np.float32)
+            mask[rng.integers(16, size=5), 1] = 0
+            yield {
+                "image": np.where(mask[..., None] > 0, x, fill),
+                "label": batch["label"].reshape(16, 2),
+                "mask": mask,
+            }
+
+    results = []
+    for fill in (0.0, 1e3):
+        rng = np.random.default_rng(1)
+        data = list(sequences(np.float32(fill)))
+        for batch in data:
+            batch["label"] = np.where(batch["mask"] > 0, batch["label"], -1)
+        tuning = dataclasses.replace(FAST, loss=loss)
+        results.append(tune_norms(apply, rounded, reference(params), data, tuning, weights=lambda b: b["mask"]))
+    assert results[0].before == pytest.approx(results[1].before, rel=1e-5)
+    assert results[0].after < results[0].before or loss == "ce"
+    jax.tree.map(np.testing.assert_array_equal, results[0].params, results[1].params)
+    held = [{k: v[13:] for k, v in batch.items()} for batch in data]  # a fifth of 16
+    x, mask = (np.concatenate([batch[k] for batch in held]) for k in ("image", "mask"))
+    target, found = apply(params, {"image": x}), apply(rounded, {"image": x})
+    if loss == "mse":
+        expected = (np.square(found - target).mean(-1) * mask).sum() / mask.sum()
+        assert results[0].before == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_weights_by_position_count_examples_where_outputs_have_none(problem):
+    """As an embedding of a sequence does: an example of which everything is padding does not count."""
+    params, rounded, batches = problem
+    spoilt = [{**b, "mask": np.ones((len(b["image"]), 3), np.float32)} for b in batches]
+    for batch in spoilt:
+        batch["image"] = batch["image"].copy()
+        batch["image"][::4], batch["mask"][::4] = 1e3, 0
+        batch["mask"][1::4, 1:] = 0  # these count as the others do
+    tuned = tune_norms(apply, rounded, reference(params), spoilt, FAST, weights=lambda b: b["mask"])
+    held = np.concatenate([b["image"][-n:] for b, n in zip(spoilt, (6, 6, 4), strict=True)])
+    real = held[held[:, 0] < 1e2]
+    p, q = (jax.nn.softmax(apply(t, {"image": real})) for t in (params, rounded))
+    np.testing.assert_allclose((p * (jnp.log(p) - jnp.log(q))).sum(1).mean(), tuned.before, rtol=1e-4)
+
+
+def test_outputs_and_labels_by_key(problem):
+    params, rounded, batches = problem
+
+    def named(params, batch):
+        return {"logits": apply(params, {"image": batch["x"]}), "other": batch["x"]}
+
+    data = [{"x": b["image"], "y": b["label"]} for b in batches]
+    for loss in ("ce", "kl"):
+        tuning = dataclasses.replace(FAST, loss=loss, output="logits", label="y")
+        tuned = tune_norms(named, rounded, lambda batch: named(params, batch), data, tuning)
+        plain = tune_norms(apply, rounded, reference(params), batches, dataclasses.replace(FAST, loss=loss))
+        jax.tree.map(np.testing.assert_array_equal, tuned.params, plain.params)
+    both = tune_norms(named, rounded, lambda batch: named(params, batch), data, dataclasses.replace(FAST, loss="mse"))
+    assert both.after < both.before
+
+
+def test_only_what_is_named_changes(problem):
+    params, rounded, batches = problem
+    for norms, expected in (
+        (r"norm\d/scale", {("norm1", "scale"), ("norm2", "scale")}),
+        (["fc2/bias"], {("fc2", "bias")}),
+    ):
+        tuned = tune_norms(apply, rounded, reference(params), batches, FAST, norms=norms)
+        before, after = flatten_dict(rounded), flatten_dict(tuned.params)
+        assert {path for path in before if not np.array_equal(before[path], after[path])} == expected
+
+
+def models(kind):
+    """(apply, params) of a small network of that framework, with parameters of other types beside."""
+    if kind == "nnx":
+        from flax import nnx
+
+        class Network(nnx.Module):
+            def __init__(self, rngs):
+                self.fc1, self.bn = nnx.Linear(8, 16, rngs=rngs), nnx.BatchNorm(16, rngs=rngs)
+                self.ln, self.fc2 = nnx.LayerNorm(16, rngs=rngs), nnx.Linear(16, 5, rngs=rngs)
+
+            def __call__(self, x):
+                return self.fc2(self.ln(nnx.relu(self.bn(self.fc1(x)))))
+
+        network = Network(nnx.Rngs(0))
+        network.eval()
+        graph, state = nnx.split(network)
+        return lambda params, batch: nnx.merge(graph, params)(batch["image"]), state
+    if kind == "equinox":
+        eqx = pytest.importorskip("equinox")
+        keys = jax.random.split(jax.random.key(0))
+        network = eqx.nn.Sequential(
+            [eqx.nn.Linear(8, 16, key=keys[0]), eqx.nn.LayerNorm(16), eqx.nn.Linear(16, 5, key=keys[1])]
+        )
+        params, rest = eqx.partition(network, eqx.is_array)
+        return lambda params, batch: jax.vmap(eqx.combine(params, rest))(batch["image"]), params
+    from flax.core import freeze
+
+    params = MODEL.init(jax.random.key(0), np.zeros((1, 8), np.float32))["params"]
+    return lambda tree, batch: apply(tree["net"], batch), freeze({"net": params, "steps": jnp.arange(3)})
+
+
+@pytest.mark.parametrize("kind", ["frozen", "nnx", "equinox"])
+def test_parameters_of_any_framework(problem, kind):
+    run, params = models(kind)
+    rounded = jax.tree.map(lambda a: jnp.round(4 * a) / 4 if a.ndim == 2 else a, params)
+    batches = [{"image": batch["image"]} for batch in problem[2]]
+    tuned = tune_norms(run, rounded, lambda batch: run(params, batch), batches, FAST)
+    assert tuned.after < tuned.before and jax.tree.structure(tuned.params) == jax.tree.structure(params)
+    names, trained = leaf_names(params), norm_paths(params)
+    for name, a, b in zip(names, *map(jax.tree.leaves, (rounded, tuned.params)), strict=True):
+        assert np.array_equal(a, b) == (name not in trained) and a.dtype == b.dtype
 
 
 def test_errors(problem):
@@ -119,13 +238,22 @@ def test_errors(problem):
             NormTuning(**fields)
     only_images = [{"image": b["image"]} for b in batches]
     spoilt = jax.tree.map(lambda a: a * jnp.nan, rounded)
+    with pytest.raises(ValueError, match="no normalization layers to tune"):
+        tune_norms(apply, {"fc": params["fc1"]}, reference(params), batches, FAST)
     for tree, given, tuning, message in (
         (rounded, iter(batches), FAST, "not a generator"),
-        (rounded, [], FAST, "at least one batch of two images"),
-        (rounded, [{"image": batches[0]["image"][:1]}], FAST, "at least one batch of two images"),
-        (rounded, only_images, NormTuning(loss="ce"), "needs batches with labels"),
-        ({"fc": params["fc1"]}, batches, FAST, "no normalization layers"),
-        (spoilt, batches, FAST, "the logits of the model to be tuned are not all finite"),
+        (rounded, [], FAST, "at least one batch of two examples"),
+        (rounded, [{"image": batches[0]["image"][:1]}], FAST, "at least one batch of two examples"),
+        (rounded, only_images, NormTuning(loss="ce"), "no 'label' in the batch, of keys image"),
+        (spoilt, batches, FAST, "the outputs of the model to be tuned are not all finite"),
     ):
         with pytest.raises(ValueError, match=message):
             tune_norms(apply, tree, reference(params), given, tuning)
+    for weights, message in (
+        (lambda batch: np.ones(3), r"weights of shape \(3,\) do not fit a batch of 32 examples"),
+        (lambda batch: np.zeros(len(batch["image"])), "at least one batch of two examples"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tune_norms(apply, rounded, reference(params), batches, FAST, weights=weights)
+    with pytest.raises(ValueError, match="the loss 'kl' is of one array of logits, the outputs have 2; set output"):
+        tune_norms(lambda p, b: (apply(p, b),) * 2, rounded, lambda b: (apply(params, b),) * 2, batches, FAST)

@@ -1,15 +1,12 @@
 """Vision transformers in Flax Linen, as timm's `deit_{tiny,small,base}_patch16_224` (arXiv 2012.12877).
 
 Parameter names follow timm (`blocks.0.attn.qkv.weight` is blocks_0/attn/qkv/kernel). Every linear map is an nn.Dense,
-the patch embedding included, so each kernel is an (inputs, outputs) matrix. `ViT.stages` cuts the model into the pieces
-that the quantization pipeline runs one after another; run in order they give `ViT.__call__`.
+the patch embedding included, so each kernel is an (inputs, outputs) matrix.
 """
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-
-from beacon_jax.models.stages import Stage
 
 LAYER_NORM_EPS = 1e-6  # timm's; the Flax default happens to be the same, but must not drift
 _init = nn.initializers.truncated_normal(0.02)
@@ -143,13 +140,6 @@ class ViT(nn.Module):
         """The parameter tree as jax.ShapeDtypeStruct, without computing anything."""
         image = jax.ShapeDtypeStruct((1, self.image_size, self.image_size, self.channels), jnp.float32)
         return jax.eval_shape(self.init, jax.random.key(0), image)["params"]
-
-    @nn.nowrap
-    def stages(self) -> list[Stage]:
-        """The model as pieces that run one after another: embedding, blocks, classifier."""
-        block = Block(self.heads, self.mlp_ratio * self.width, parent=None)
-        blocks = [Stage(block, path=(f"blocks_{i}",)) for i in range(self.depth)]
-        return [Stage(self, method="embed"), *blocks, Stage(self, method="classify")]
 
 
 _BASE = dict(image_size=224, patch_size=16, width=768, depth=12, heads=12)

@@ -10,7 +10,7 @@ from beacon_jax.quant.sweep import matmul, quadratic_form
 
 def relative_output_error(kernel: jax.Array, quantized: QuantizedMatrix, stats: GramStats) -> jax.Array:
     """‖XW − X̃Ŵ‖² / ‖XW‖² over all channels, a scalar; 0 where XW = 0 = X̃Ŵ. kernel (N, C)."""
-    error, target = _output_errors(jnp.asarray(kernel, stats.H.dtype), quantized.dequantize(), stats)
+    error, target = output_errors(kernel, quantized, stats)
     return jnp.where(error.sum() > 0, error.sum() / target.sum(), 0)
 
 
@@ -20,7 +20,9 @@ def cosines(kernel: jax.Array, quantized: QuantizedMatrix, stats: GramStats) -> 
 
 
 @jax.jit
-def _output_errors(W, W_hat, stats):
+def output_errors(kernel: jax.Array, quantized: QuantizedMatrix, stats: GramStats) -> tuple[jax.Array, jax.Array]:
+    """‖Xw − X̃ŵ‖² and ‖Xw‖² per channel, each (C,). kernel (N, C)."""
+    W, W_hat = jnp.asarray(kernel, stats.H.dtype), quantized.dequantize()
     # ‖X̃E + (X − X̃)W‖² with E = W − Ŵ: no cancellation of large terms when Ŵ ≈ W and X̃ ≈ X.
     E = W - W_hat
     error = quadratic_form(stats.H, E)

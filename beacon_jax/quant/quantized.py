@@ -32,8 +32,8 @@ class QuantizedMatrix:
 
     def dequantize(self) -> jax.Array:
         """The (N, C) kernel Ŵ."""
-        kernel = self.scale[None, :] * self.alphabet[self.codes.astype(jnp.int32)]
-        return kernel if self.offset is None else kernel + self.offset[None, :]
+        kernel = self.scale[..., None, :] * self.alphabet[self.codes.astype(jnp.int32)]
+        return kernel if self.offset is None else kernel + self.offset[..., None, :]
 
     def astype(self, dtype) -> "QuantizedMatrix":
         """The same with alphabet, scale and offset in this dtype, and so the dequantized kernel."""

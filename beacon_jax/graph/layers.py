@@ -1,0 +1,248 @@
+"""The layers of a program: products of data with one parameter leaf. And why the other parameters are none."""
+
+import dataclasses
+import math
+from collections import defaultdict
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from beacon_jax.graph.place import Place, part_of
+from beacon_jax.graph.trace import Equation, Program, Unsupported
+from beacon_jax.graph.views import ConvView, DotView, Layout
+
+# Last parts of a leaf's path that do not name it: blocks_0/attn/qkv/kernel is the layer blocks_0/attn/qkv.
+_KERNEL_NAMES = ("kernel", "weight", "w")
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """One product: the equation's position in the program, the variable with its inputs, and their view."""
+
+    position: int
+    operand: int
+    view: DotView | ConvView
+    rows: int  # m, of each group
+    multiplications: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A kernel and all products with it.
+
+    Attributes:
+      name: its leaf's path without a last kernel, weight or w, and the part of a leaf that holds several, as in
+        blocks/mlp/fc1[3].
+      leaf: the number of its parameter leaf.
+      place: where its elements lie in the leaf.
+      uses: in the order in which they run.
+      other_uses: how else the leaf is used, such as "looked up (gather)"; "" where it is not.
+    """
+
+    name: str
+    leaf: int
+    place: Place
+    uses: tuple[Use, ...]
+    other_uses: str = ""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, C), or (E, N, C) where there are groups."""
+        return self.place.shape
+
+    @property
+    def kind(self) -> str:
+        """dense, grouped (batch dimensions: experts) or conv."""
+        return self.uses[0].view.kind
+
+    @property
+    def inputs(self) -> tuple:
+        """Where its rows come from; layers of the same inputs share their statistics."""
+        return tuple((use.operand, use.view.rows_form) for use in self.uses)
+
+    @property
+    def rows(self) -> int:
+        """Rows of each group, of all uses."""
+        return sum(use.rows for use in self.uses)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The layers in the order in which they first run, and {leaf number: reason} of the leaves that hold none.
+
+    `partly` has the leaves of which only parts are layers, with the share of their elements that are.
+    """
+
+    layers: tuple[Layer, ...]
+    reasons: dict[int, str]
+    partly: dict[int, float]
+
+
+_READ = {
+    "gather": "looked up (gather)",
+    "dynamic_slice": "looked up (dynamic_slice)",
+    "add": "added",
+    "add_any": "added",
+    "sub": "added",
+    "mul": "multiplied elementwise",
+    "div": "multiplied elementwise",
+    "concatenate": "joined with other values (concatenate)",
+    "while": "used inside a while loop",
+    "scan": "used inside a scan",
+    "cond": "used inside a cond",
+    "shard_map": "used inside a shard_map",
+    "dot_general": "multiplied by other parameters, not by data",
+    "conv_general_dilated": "multiplied by other parameters, not by data",
+}
+
+
+def find_layers(program: Program) -> Found:
+    """Every product of data with what comes from one parameter leaf by layout equations alone.
+
+    Raises:
+      Unsupported: there are none that the outputs depend on.
+    """
+    products, reads = _walk(program)
+    layers: list[Layer] = []
+    reasons: dict[int, str] = {}
+    partly: dict[int, float] = {}
+    for leaf in range(len(program.leaves)):
+        others = ", ".join(dict.fromkeys(reads[leaf]))
+        own = products[leaf]
+        aval = program.avals[leaf]
+        if not own:
+            reasons[leaf] = others or "not used: no output depends on it"
+        elif not jnp.issubdtype(aval.dtype, jnp.floating):
+            reasons[leaf] = f"not floating point ({aval.dtype})"
+        elif isinstance(parts := _parts(program, leaf, own), str):
+            reasons[leaf] = "; ".join(filter(None, (parts, others)))
+        else:
+            layers += [dataclasses.replace(layer, other_uses=others) for layer in parts]
+            share = sum(math.prod(layer.shape) for layer in parts) / aval.size
+            if share < 1:
+                partly[leaf] = share
+    if not layers:
+        said = "; ".join(f"{program.leaves[leaf]}: {why}" for leaf, why in list(reasons.items())[:4])
+        raise Unsupported(
+            f"no output of the function depends on a product of data and a parameter ({said or 'no parameters'})"
+        )
+    layers = _named(program, layers)
+    layers.sort(key=lambda layer: layer.uses[0].position)
+    return Found(tuple(layers), reasons, partly)
+
+
+def _walk(program: Program):
+    """(uses with their layout, and other ways of being read) of each leaf."""
+    leaves, data = program.depends
+    exact: dict[int, tuple[int, Layout]] = {i: (i, Layout()) for i in range(len(program.leaves))}
+    spread = dict.fromkeys(exact) | {i: i for i in exact}  # by layout or repetition
+    products: dict[int, list[tuple[Layout, Use]]] = defaultdict(list)
+    reads: dict[int, list[str]] = defaultdict(list)
+    for position, equation in enumerate(program.equations):
+        if len(equation.inputs) == 1 and equation.reads and equation.reads[0] in spread:
+            (v,) = equation.reads
+            for output, made in enumerate(equation.outputs):
+                sizes = program.avals[v].size, program.avals[made].size
+                layout = exact[v][1].then(equation, output, sizes) if v in exact else None
+                if layout is not None:
+                    exact[made] = exact[v][0], layout
+                if layout is not None or equation.name == "broadcast_in_dim":
+                    spread[made] = spread[v]
+            if equation.outputs[0] in spread:
+                continue
+        for side, v in enumerate(equation.inputs):
+            if not isinstance(v, int) or v not in spread:
+                continue
+            use = _product(program, equation, position, side, data) if v in exact else None
+            if use is not None:
+                products[exact[v][0]].append((exact[v][1], use))
+            else:
+                reads[spread[v]].append(_how(program, equation, side, leaves, data))
+    for v in program.outputs:
+        if isinstance(v, int) and v in spread:
+            reads[spread[v]].append("returned as an output")
+    return products, reads
+
+
+def _product(program: Program, equation: Equation, position: int, side: int, data: list[bool]) -> Use | None:
+    """The product of data with the operand on that side, None where the equation is none."""
+    if equation.name not in ("dot_general", "conv_general_dilated"):
+        return None
+    other = equation.inputs[1 - side]
+    if not isinstance(other, int) or not data[other]:
+        return None
+    shapes = [program.avals[v].shape for v in equation.inputs]
+    out = math.prod(program.avals[equation.outputs[0]].shape)
+    if equation.name == "dot_general":
+        view = DotView.of(equation, side, shapes)
+        rows = math.prod(shapes[1 - side][i] for i in view.inputs[2])
+        inputs = math.prod(shapes[side][i] for i in view.kernel[1])
+    else:
+        if side != 1 or equation.params["batch_group_count"] > 1:
+            return None
+        view = ConvView.of(equation, shapes[1])
+        out_channels = shapes[1][view.dimension_numbers.rhs_spec[0]]
+        rows, inputs = out // out_channels, math.prod(shapes[1]) // out_channels
+    if 0 in (rows, inputs, out):
+        return None
+    return Use(position, other, view, rows, out * inputs)
+
+
+def _how(program, equation, side, leaves, data) -> str:
+    if equation.name == "conv_general_dilated" and side == 1 and any(data[v] for v in equation.reads):
+        return "used in a convolution with batch groups"
+    if equation.name == "gather" and side == 1:
+        return "used as indices (gather)"
+    if equation.name in _READ:
+        return _READ[equation.name]
+    others = sorted({leaf for v in equation.reads for leaf in leaves[v]})
+    return f"goes through {equation.name}" + (" with other parameters" if len(others) > 1 else "")
+
+
+def _parts(program: Program, leaf: int, own: list[tuple[Layout, Use]]) -> list[Layer] | str:
+    """The kernels that a leaf holds, by their elements; or why it cannot be told apart into kernels."""
+    shape = program.avals[leaf].shape
+    indices = np.arange(math.prod(shape), dtype=np.int64).reshape(shape)
+    taken = np.zeros(indices.size, bool)
+    place_of: dict[Any, Place] = {}
+    uses: dict[Place, list[Use]] = {}
+    for layout, use in own:
+        key = layout, use.view.kernel_form
+        if key not in place_of:
+            where = use.view.matrix(layout(indices))
+            place = Place.of(where)
+            if place is None:
+                return "multiplied by data in a form that is not a kernel (N, C) of whole rows and columns"
+            place_of[key] = place
+            if place not in uses:
+                if taken[where].any():
+                    return "used in two ways: multiplied by data as different kernels that share elements"
+                taken[where] = True
+        uses.setdefault(place_of[key], []).append(use)
+    return [
+        Layer(program.leaves[leaf], leaf, place, tuple(sorted(products, key=lambda use: use.position)))
+        for place, products in uses.items()
+    ]
+
+
+def _named(program: Program, layers: list[Layer]) -> list[Layer]:
+    """The layers under their names: no two share one."""
+    count = defaultdict(int)
+    for layer in layers:
+        count[layer.leaf] += 1
+    short = {}
+    for leaf in count:
+        *path, last = program.leaves[leaf].split("/")
+        short[leaf] = "/".join(path) if path and last in _KERNEL_NAMES else program.leaves[leaf]
+    taken = defaultdict(int)
+    for name in (*short.values(), *(n for i, n in enumerate(program.leaves) if i not in short)):
+        taken[name] += 1
+    named = []
+    for layer in layers:
+        name = short[layer.leaf] if taken[short[layer.leaf]] == 1 else program.leaves[layer.leaf]
+        shape = program.avals[layer.leaf].shape
+        whole = math.prod(layer.shape) == math.prod(shape)
+        part = "" if whole else part_of(layer.place.indices(), shape)
+        named.append(dataclasses.replace(layer, name=name + part))
+    return named

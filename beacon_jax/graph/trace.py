@@ -1,0 +1,340 @@
+"""A JAX function as a flat list of equations.
+
+`trace` runs `apply(params, batch)` once on shapes alone. Loops of known length are unrolled and jitted, rematerialised
+and custom-derivative functions are opened, so that every product of the model is an equation of the list; equations
+that no output needs are dropped, and equal ones are kept once.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+# Equations that only wrap a program, and the parameter that holds it.
+_WRAPPERS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "remat": "jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vjp_call_jaxpr": "fun_jaxpr",
+}
+
+
+class Unsupported(ValueError):
+    """The function cannot be read as a list of equations; the message says why, in one sentence."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Equation:
+    """One primitive operation; `inputs` are variables (int) or constants, `outputs` are variables.
+
+    Variables are numbered in the order in which they come to be: parameter leaves, batch leaves, closed-over arrays,
+    then the outputs of the equations. `key` holds all that decides what it computes but its inputs.
+    """
+
+    eqn: core.JaxprEqn
+    inputs: tuple[Any, ...]
+    outputs: tuple[int, ...]
+    key: Any
+
+    @property
+    def name(self) -> str:
+        """The primitive's name."""
+        return self.eqn.primitive.name
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The primitive's parameters."""
+        return self.eqn.params
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        """The variables among its inputs."""
+        return tuple(a for a in self.inputs if isinstance(a, int))
+
+    def run(self, *values: jax.Array) -> Sequence[jax.Array]:
+        """The outputs for the values of its inputs, constants included."""
+        return bind(self.eqn, values)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """What a function computes.
+
+    Attributes:
+      leaves: names of the parameter leaves, variables 0 … len(leaves) − 1.
+      inputs: the batch's leaves, the variables that follow.
+      constants: values of the closed-over arrays, by variable.
+      equations: in the order in which they run.
+      outputs: the function's outputs, flat: variables or constants.
+      avals: shape and dtype of every variable.
+      structure: the batch's tree structure.
+    """
+
+    leaves: tuple[str, ...]
+    inputs: tuple[int, ...]
+    constants: dict[int, jax.Array]
+    equations: tuple[Equation, ...]
+    outputs: tuple[Any, ...]
+    avals: tuple[Any, ...]
+    structure: Any
+
+    @functools.cached_property
+    def depends(self) -> tuple[list[frozenset[int]], list[bool]]:
+        """For every variable: the parameter leaves that it depends on, and whether it depends on the batch."""
+        count = len(self.avals)
+        leaves: list[frozenset[int]] = [frozenset()] * count
+        data = [False] * count
+        for i in range(len(self.leaves)):
+            leaves[i] = frozenset((i,))
+        for i in self.inputs:
+            data[i] = True
+        for equation in self.equations:
+            own = frozenset().union(*(leaves[v] for v in equation.reads))
+            fed = any(data[v] for v in equation.reads)
+            for v in equation.outputs:
+                leaves[v], data[v] = own, fed
+        return leaves, data
+
+    @functools.cached_property
+    def made_by(self) -> dict[int, int]:
+        """The position of the equation that makes a variable; leaves, inputs and constants have none."""
+        return {v: position for position, equation in enumerate(self.equations) for v in equation.outputs}
+
+    def nbytes(self, variable: int) -> int:
+        """Size of a variable's value."""
+        aval = self.avals[variable]
+        return aval.size * np.dtype(aval.dtype).itemsize
+
+
+def leaf_names(tree: Any) -> list[str]:
+    """A name such as blocks_0/attn/qkv/kernel for every leaf, in the order of jax.tree.leaves."""
+    return ["/".join(_path(path)) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
+def _path(keys):
+    # The box around an array (nn.Partitioned, nnx.Param) is no part of its name.
+    if keys and isinstance(keys[-1], jax.tree_util.GetAttrKey) and keys[-1].name in ("value", "raw_value"):
+        keys = keys[:-1]
+    for key in keys:
+        field = next((f for f in ("key", "name", "idx") if hasattr(key, f)), None)
+        yield str(key if field is None else getattr(key, field))
+
+
+def trace(apply: Callable[[Any, Any], Any], params: Any, batch: Any, dtype: str | None = None) -> Program:
+    """Traces a function of (params, batch), without computing anything.
+
+    Args:
+      apply: the model.
+      params: pytree of arrays, or of jax.ShapeDtypeStruct.
+      batch: likewise.
+      dtype: None, or the floating-point type that all floating-point leaves are to be cast to beforehand.
+
+    Raises:
+      Unsupported: `apply` is no function of (params, batch), branches in Python on values, or has side effects.
+    """
+    check_function(apply)
+    params, batch = (jax.tree.map(functools.partial(_shape, dtype=dtype), tree) for tree in (params, batch))
+    precision = "default" if dtype == "bfloat16" else "highest"
+    with jax.disable_jit(), jax.default_matmul_precision(precision):
+        closed = _guarded(lambda: jax.make_jaxpr(apply)(params, batch))
+        # Once more, wrappers opened and equal equations computed once.
+        flat_avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals]
+        closed = _guarded(lambda: jax.make_jaxpr(_Opener(closed))(*flat_avals))
+    if closed.effects:
+        raise Unsupported(
+            f"the function has side effects ({', '.join(sorted(map(str, closed.effects)))}); "
+            "remove debug prints and callbacks from it to quantize it"
+        )
+    return _program(closed, leaf_names(params), jax.tree.structure(batch))
+
+
+def check_function(apply: Any) -> None:
+    """Raises Unsupported unless `apply` can be called with (params, batch)."""
+    if not callable(apply):
+        raise Unsupported(f"expected a function apply(params, batch), got {type(apply).__name__}")
+    try:
+        signature = inspect.signature(apply)
+    except (TypeError, ValueError):  # some callables have none
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        name = getattr(apply, "__name__", type(apply).__name__)
+        raise Unsupported(f"expected a function apply(params, batch), but {name} takes {signature}") from None
+
+
+def _shape(a, dtype):
+    kind = jax.dtypes.canonicalize_dtype(a.dtype)
+    if dtype is not None and jnp.issubdtype(kind, jnp.floating):
+        kind = jnp.dtype(dtype)
+    return jax.ShapeDtypeStruct(np.shape(a), kind)
+
+
+def _guarded(run):
+    try:
+        return run()
+    except jax.errors.UnexpectedTracerError as error:
+        raise Unsupported(f"the function has side effects that keep traced values: {_first_line(error)}") from error
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        raise Unsupported(
+            "the function decides in Python, or computes in NumPy, by values that depend on parameters or data; "
+            f"use jnp.where or lax.cond instead: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error) -> str:
+    return str(error).strip().splitlines()[0].strip().rstrip(".:")
+
+
+class _Opener:
+    """Evaluates a Jaxpr, with wrappers opened and equal equations evaluated once."""
+
+    def __init__(self, closed):
+        self._closed = closed
+
+    def __call__(self, *args):
+        self._seen: dict[Any, Sequence[Any]] = {}
+        self._kept: list[Any] = []  # so that no id is given out twice
+        return self._run(self._closed.jaxpr, self._closed.consts, args)
+
+    def _run(self, jaxpr, consts, args):
+        env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
+
+        def value(atom):
+            return atom.val if isinstance(atom, core.Literal) else env[atom]
+
+        for eqn in jaxpr.eqns:
+            values = [value(a) for a in eqn.invars]
+            inner = eqn.params.get(_WRAPPERS.get(eqn.primitive.name))
+            if inner is not None:
+                body, inner_consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
+                outs = self._run(body, inner_consts, values)
+            else:
+                outs = self._once(eqn, values)
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return [value(a) for a in jaxpr.outvars]
+
+    def _once(self, eqn, values):
+        if eqn.effects:
+            return bind(eqn, values)
+        names = tuple(
+            ("literal", atom.aval, np.asarray(atom.val).tobytes()) if isinstance(atom, core.Literal) else id(v)
+            for atom, v in zip(eqn.invars, values, strict=True)
+        )
+        key = (_eqn_key(eqn), names)
+        if key not in self._seen:
+            self._kept += values
+            self._seen[key] = bind(eqn, values)
+        return self._seen[key]
+
+
+def bind(eqn: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
+    """An equation's outputs for these inputs. Raises Unsupported where the primitive takes functions, as shard_map."""
+    try:
+        out = eqn.primitive.bind(*values, **eqn.params)
+    except TypeError as error:
+        if any(isinstance(part, (core.Jaxpr, core.ClosedJaxpr)) for part in _parts(eqn.params)):
+            raise Unsupported(f"{eqn.primitive.name} inside the function is not supported") from error
+        raise
+    return out if eqn.primitive.multiple_results else [out]
+
+
+def _parts(params):
+    for value in params.values():
+        yield from value if isinstance(value, (tuple, list)) else (value,)
+
+
+def _eqn_key(eqn):
+    """All that decides what an equation computes but its inputs; equal keys mean equal functions."""
+    params = tuple((name, _hashable(value)) for name, value in sorted(eqn.params.items()))
+    return eqn.primitive, params, tuple((v.aval.shape, v.aval.dtype) for v in eqn.outvars)
+
+
+def _hashable(value):
+    if isinstance(value, core.ClosedJaxpr):
+        return (str(value.jaxpr), *map(id, value.consts)) if not value.consts else (id(value), _Alive(value))
+    if isinstance(value, core.Jaxpr):
+        return str(value)
+    if isinstance(value, (list, tuple)):
+        return type(value).__name__, tuple(map(_hashable, value))
+    if isinstance(value, dict):
+        return tuple((key, _hashable(v)) for key, v in sorted(value.items()))
+    if isinstance(value, np.ndarray):
+        return value.shape, str(value.dtype), value.tobytes()
+    try:
+        hash(value)
+    except TypeError:
+        return _Alive(value)
+    return value
+
+
+class _Alive:
+    """An object compared by identity, kept alive so that its identity stays its own."""
+
+    def __init__(self, value):
+        self._value = value
+
+    def __hash__(self):
+        return id(self._value)
+
+    def __eq__(self, other):
+        return isinstance(other, _Alive) and self._value is other._value
+
+
+def _program(closed, names, structure) -> Program:
+    jaxpr = closed.jaxpr
+    needed = {v for v in jaxpr.outvars if not isinstance(v, core.Literal)}
+    kept = []
+    for eqn in reversed(jaxpr.eqns):
+        if not needed.isdisjoint(eqn.outvars):
+            kept.append(eqn)
+            needed.update(v for v in eqn.invars if not isinstance(v, core.Literal))
+    number = {v: i for i, v in enumerate((*jaxpr.invars, *jaxpr.constvars))}
+    avals = [v.aval for v in number]
+
+    def atom(a):
+        return Constant(a.val, a.aval) if isinstance(a, core.Literal) else number[a]
+
+    equations = []
+    for eqn in reversed(kept):
+        for v in eqn.outvars:
+            number[v] = len(avals)
+            avals.append(v.aval)
+        inputs, outputs = tuple(map(atom, eqn.invars)), tuple(number[v] for v in eqn.outvars)
+        equations.append(Equation(eqn, inputs, outputs, _eqn_key(eqn)))
+    count = len(jaxpr.invars)
+    constants = dict(zip(range(count, count + len(closed.consts)), closed.consts, strict=True))
+    return Program(
+        tuple(names),
+        tuple(range(len(names), count)),
+        constants,
+        tuple(equations),
+        tuple(map(atom, jaxpr.outvars)),
+        tuple(avals),
+        structure,
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Constant:
+    """A scalar written into an equation; equal to one of the same type and value, bit for bit."""
+
+    value: Any
+    aval: Any
+
+    @functools.cached_property
+    def key(self) -> tuple:
+        """What two equal constants share."""
+        return self.aval.shape, self.aval.dtype, bool(self.aval.weak_type), np.asarray(self.value).tobytes()

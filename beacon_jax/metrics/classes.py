@@ -1,0 +1,108 @@
+"""Metrics of classes: outputs (B, …, classes) against labels, or against the reference's most likely classes."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from beacon_jax.metrics.base import Key, Measured, Positions, mask_weights, pick
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Labelled(Positions):
+    """Of labels (B, …) int, as class indices.
+
+    Attributes:
+      label: key of the labels in a batch.
+    """
+
+    label: Key = "label"
+
+    def check(self, outputs, batch) -> None:
+        """Labels must have the outputs' shape without its last axis, and lie within the classes."""
+        logits = pick(outputs, self.output, "outputs")
+        labels = np.asarray(pick(batch, self.label, "batch"))
+        if labels.shape != logits.shape[:-1]:
+            raise ValueError(f"labels of shape {labels.shape} do not fit logits of shape {logits.shape}")
+        counted = labels[np.asarray(mask_weights(batch, self.mask, labels.shape)) > 0]
+        low, high = counted.min(initial=0), counted.max(initial=0)
+        if low < 0 or high >= logits.shape[-1]:
+            raise ValueError(f"labels {low} … {high} do not fit logits of {logits.shape[-1]} classes")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _TopK(Labelled):
+    unit = 100.0
+    k = 1
+
+    def values(self, outputs, batch, kept):
+        own = jnp.take_along_axis(outputs, label_indices(batch, self.label), axis=-1)
+        # Rank of the label's logit. Equal logits (and NaN, which compares false) count against the model.
+        return ((~(outputs < own)).sum(-1) - 1 < self.k).astype(outputs.dtype)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Top1(_TopK):
+    """Percentage of the labels whose logit is above all others."""
+
+    title = "Top-1 in percent"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Top5(_TopK):
+    """Percentage of the labels whose logit is above all but four others."""
+
+    title = "Top-5 in percent"
+    k = 5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CrossEntropy(Labelled):
+    """Mean of −log p(label), in nats."""
+
+    title = "Cross-entropy in nats"
+    shown = ".4f"
+    better = "lower"
+
+    def values(self, outputs, batch, kept):
+        """(B, …) by position."""
+        own = jnp.take_along_axis(outputs, label_indices(batch, self.label), axis=-1)
+        return jax.nn.logsumexp(outputs, axis=-1) - own[..., 0]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Perplexity(CrossEntropy):
+    """exp of the cross-entropy; its standard error by the delta method, exp times that of the cross-entropy."""
+
+    title = "Perplexity"
+    shown = ".3f"
+
+    def summary(self, examples) -> Measured:
+        """The number and its standard error."""
+        mean = super().summary(examples)
+        value = float(np.exp(np.float64(mean.value)))
+        return Measured(value, value * mean.stderr, mean.count)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Agreement(Positions):
+    """Percentage of the positions whose most likely class is that of the reference, right or wrong."""
+
+    title = "Agreement: percentage with the float model's most likely class"
+    compares = True
+    unit = 100.0
+
+    def keep(self, outputs):
+        """The most likely classes (B, …)."""
+        return pick(outputs, self.output, "outputs").argmax(-1)
+
+    def values(self, outputs, batch, kept):
+        """(B, …) by position."""
+        return (outputs.argmax(-1) == kept).astype(outputs.dtype)
+
+
+def label_indices(batch: Any, key: Key) -> jax.Array:
+    """(B, …, 1); where the mask is 0 they may be anything, and stand for class 0 if negative."""
+    return jnp.maximum(jnp.asarray(pick(batch, key, "batch")), 0)[..., None]

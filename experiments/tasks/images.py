@@ -1,0 +1,94 @@
+"""Image classification by a vision transformer of ours, the default of config.task."""
+
+import hashlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from beacon_jax import load_params
+from beacon_jax.checkpoint import saved_model
+from beacon_jax.data import Batches
+from beacon_jax.evaluate import Agreement, RelativeOutputError, Top1, Top5
+from beacon_jax.models.vit import NORMALIZATION, ViT, create_vit
+from experiments.task import Task, identity_of
+
+METRICS = {"top1": Top1(), "agreement": Agreement(), "logit_error": RelativeOutputError(), "top5": Top5()}
+
+
+def images(config: ConfigDict) -> Task:
+    """The task of config.model on config.data.
+
+    Raises:
+      ValueError: an unknown model, dataset or setting; a checkpoint of another model; a dataset without splits, unless
+        data.shared_images accepts that the calibration sees the test images.
+      FileNotFoundError: no checkpoint or dataset.
+    """
+    identity = checkpoint_digest(config)
+    model, params = load_model(config)
+    train, test = batches(config, "train"), test_batches(config)
+    if train.unsplit and not config.data.shared_images:
+        raise ValueError(
+            f"{config.data.root} has no folders train and test, so the calibration would see the test images; "
+            "data.shared_images=True accepts that"
+        )
+
+    def apply(params, batch):
+        return model.apply({"params": params}, batch["image"])
+
+    return Task(
+        apply=apply,
+        params=params,
+        calibration=lambda count, seed: train.subset(count, seed, cache=True),
+        test=test,
+        metrics=METRICS,
+        identity=identity_of(model=config.model.name, params=identity, data=data_facts(config, train, test)),
+    )
+
+
+def data_facts(config: ConfigDict, train: Batches, test: Batches) -> dict:
+    """What decides the images, wherever they lie."""
+    names = {key: config.data[key] for key in ("name", "preset", "on_unreadable", "test_images")}
+    return names | {"train_size": train.size, "test_size": test.size}
+
+
+def load_model(config: ConfigDict) -> tuple[ViT, dict]:
+    """The float model and its parameters."""
+    model = create_vit(config.model.name)
+    params = load_params(config.model.checkpoint)
+    recorded = saved_model(config.model.checkpoint)
+    if recorded not in (None, config.model.name):
+        # Models of one shape can differ in what they expect of the pixels, as DeiT and ViT do.
+        raise ValueError(f"{config.model.checkpoint} holds the parameters of {recorded}, not of {config.model.name}")
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, model.param_shapes()):
+        raise ValueError(f"{config.model.checkpoint} does not hold the parameters of {config.model.name}")
+    return model, params
+
+
+def checkpoint_digest(config: ConfigDict) -> str:
+    """Of the file with the float parameters; FileNotFoundError where there is none."""
+    if not Path(config.model.checkpoint).is_file():
+        raise FileNotFoundError(f"no checkpoint at {config.model.checkpoint!r}")
+    with open(config.model.checkpoint, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def batches(config: ConfigDict, split: str, **changed) -> Batches:
+    """The images of a split, preprocessed as config.data says and normalized as the model's weights expect."""
+    d = config.data
+    options = dict(
+        batch_size=d.batch_size,
+        root=d.root,
+        preset=d.preset,
+        normalization=NORMALIZATION[config.model.name],
+        on_unreadable=d.on_unreadable,
+        workers=d.workers or None,
+    )
+    return Batches(d.name, split, **(options | changed))
+
+
+def test_batches(config: ConfigDict) -> Batches:
+    """The labelled test images; a part of them is drawn at random, because an image folder is sorted by class."""
+    d = config.data
+    return batches(config, "test", count=d.test_images or None, seed=0 if d.test_images else None, cache=d.cache)

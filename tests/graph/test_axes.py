@@ -1,0 +1,135 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from beacon_jax.graph.model import Model
+from beacon_jax.graph.trace import Unsupported
+
+B, T, D = 3, 5, 4
+WEIGHTS = np.array([[1, 1, 1, 1, 1], [2, 2, 1, 0, 0], [1, 0, 0, 0, 0]], np.float32)
+W = {"w": np.linspace(-1, 1, D * D, dtype=np.float32).reshape(D, D)}
+TALL = {"w": np.ones((2 * D, D), np.float32)}
+
+
+def weights_of(apply, params, batch, weights):
+    """Weights of the first layer's rows, all uses one after another, and the rows themselves."""
+    model = Model(apply, params)
+    traced = model[model.add(batch)]
+    rules = traced.row_weights(weights.shape)
+    (layer, *_) = traced.found.layers
+    return np.concatenate([np.asarray(rules[u.operand, u.view.rows_form](jnp.asarray(weights))) for u in layer.uses])
+
+
+# Functions that mix no positions, with the rows that reach the layer: those of weight 0 are those made of NaN.
+POINTWISE = {
+    "as it is": (W, lambda x: x),
+    "elementwise": (W, lambda x: jnp.tanh(x * 2) + x),
+    "flattened": (W, lambda x: x.reshape(B * T, D)),
+    "time first": (W, lambda x: x.transpose(1, 0, 2)),
+    "time first, flattened": (W, lambda x: x.transpose(1, 0, 2).reshape(T * B, D)),
+    "flattened and back": (W, lambda x: x.reshape(B * T, D).reshape(B, T, D)),
+    "heads": (W, lambda x: jnp.repeat(x[:, :, None, :], 2, axis=2)),
+    "heads first": (W, lambda x: jnp.repeat(x[:, None], 2, axis=1)),
+    "heads joined": (TALL, lambda x: jnp.repeat(x[:, :, None, :], 2, axis=2).reshape(B, T, 2 * D)),
+    "features apart and joined": (W, lambda x: jnp.concatenate(jnp.split(x, 2, axis=-1)[::-1], axis=-1)),
+    "normalized": (W, lambda x: (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)),
+    "one step": (W, lambda x: x[:, 2]),
+    "one step, kept": (W, lambda x: x[:, 2:3]),
+    "steps apart and joined": (W, lambda x: jnp.stack([x[:, t] * 2 for t in range(T)], axis=1)),
+    "scanned": (W, lambda x: lax.scan(lambda c, a: (c, a * 2), 0.0, x.transpose(1, 0, 2))[1]),
+    "causal": (W, lambda x: lax.cumsum(x * 0, axis=1) * 0 + x),
+    "a chosen feature order": (W, lambda x: x[:, :, jnp.array([2, 0, 1, 3])]),
+}
+
+
+@pytest.mark.parametrize("name", POINTWISE)
+def test_rows_of_weight_zero_are_those_of_padding(name):
+    params, rows_of = POINTWISE[name]
+    x = np.random.default_rng(0).normal(size=(B, T, D)).astype(np.float32)
+    own = weights_of(lambda p, a: rows_of(a) @ p["w"], params, x, WEIGHTS)
+    marked = np.where(WEIGHTS[:, :, None] > 0, x, np.nan)
+    if name == "causal":  # sums are of padding as well there; only their shape counts
+        rows = marked
+    else:
+        rows = np.asarray(rows_of(jnp.asarray(marked)))
+    rows = rows.reshape(-1, rows.shape[-1])
+    assert own.shape == (len(rows),)
+    np.testing.assert_array_equal(own == 0, np.isnan(rows).any(1))
+    assert set(own) <= {0, 1, 2}
+
+
+def test_rows_of_whole_examples():
+    x = np.ones((B, T, D), np.float32)
+    pooled = weights_of(lambda p, a: a.mean(1) @ p["w"], W, x, WEIGHTS * np.array([[0], [1], [1]], np.float32))
+    np.testing.assert_array_equal(pooled, [0, 2, 1])
+    each = weights_of(lambda p, a: a @ p["w"], W, x, np.array([1, 0, 3], np.float32))
+    np.testing.assert_array_equal(each, np.repeat([1, 0, 3], T))
+
+
+def test_steps_of_a_recurrence_have_the_weights_of_their_positions():
+    def apply(p, x):
+        h = jnp.zeros((B, D))
+        for t in range(T):
+            h = jnp.tanh(h + x[:, t] @ p["w"])
+        return h
+
+    x = np.ones((B, T, D), np.float32)
+    np.testing.assert_array_equal(weights_of(apply, W, x, WEIGHTS), WEIGHTS.T.reshape(-1))
+
+
+def test_tokens_looked_up_and_attended():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, ids, mask):
+            x = nn.Embed(7, 8)(ids)
+            x = nn.MultiHeadDotProductAttention(2)(x, mask=nn.make_attention_mask(mask, mask))
+            return nn.Dense(3, name="last")(x)
+
+    ids, mask = np.zeros((B, T), np.int32), (WEIGHTS > 0).astype(np.int32)
+    params = Model().init(jax.random.key(0), ids, mask)["params"]
+    model = _traced(lambda p, b: Model().apply({"params": p}, b["ids"], b["mask"]), params, {"ids": ids, "mask": mask})
+    rules = model.row_weights(mask.shape)
+    names = {layer.name.split("/")[-1] for layer in model.found.layers}
+    assert {"query", "key", "value", "out", "last"} <= names
+    for layer in model.found.layers:
+        for use in layer.uses:
+            own = rules[use.operand, use.view.rows_form](jnp.asarray(WEIGHTS))
+            np.testing.assert_array_equal(own, WEIGHTS.reshape(-1))
+
+
+def _traced(apply, params, batch):
+    model = Model(apply, params)
+    return model[model.add(batch)]
+
+
+def test_convolutions_over_positions():
+    kernel = {"w": np.ones((3, D, 2), np.float32)}
+    x = np.ones((B, T, D), np.float32)
+
+    def conv(p, x, stride=1):
+        return lax.conv_general_dilated(x, p["w"], (stride,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
+
+    np.testing.assert_array_equal(weights_of(conv, kernel, x, WEIGHTS), WEIGHTS.reshape(-1))
+    with pytest.raises(Unsupported, match="weights' axis 1 cannot be followed to the inputs of w: conv_gen"):
+        weights_of(lambda p, x: conv(p, x, 2), kernel, x, WEIGHTS)
+    examples = np.array([1, 0, 2], np.float32)
+    np.testing.assert_array_equal(weights_of(lambda p, x: conv(p, x, 2), kernel, x, examples), np.repeat(examples, 3))
+
+
+@pytest.mark.parametrize(
+    ("rows_of", "primitive"),
+    [
+        (lambda x: jnp.concatenate([x[:, :1], x], axis=1), "concatenate"),
+        (lambda x: x[:, ::-1], "rev"),
+        (lambda x: x[:, 1:], "slice"),
+        (lambda x: jnp.pad(x, ((0, 0), (1, 0), (0, 0))), "pad"),
+        (lambda x: x.reshape(B, T * D)[:, : (T - 1) * D].reshape(B, T - 1, D), "slice"),
+    ],
+)
+def test_positions_that_cannot_be_followed_are_refused(rows_of, primitive):
+    x = np.ones((B, T, D), np.float32)
+    with pytest.raises(Unsupported, match=f"the weights' axis 1 cannot be followed to the inputs of w: {primitive}"):
+        weights_of(lambda p, a: rows_of(a) @ p["w"], W, x, WEIGHTS)
