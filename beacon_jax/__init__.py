@@ -9,7 +9,7 @@ from beacon_jax.norm_tuning import NormTuning, tune_norms
 from beacon_jax.pipeline import QuantizedModel, quantize
 from beacon_jax.quant.alphabets import make_alphabet
 from beacon_jax.quant.gram import GramStats
-from beacon_jax.quant.methods import METHODS
+from beacon_jax.quant.methods.table import METHODS
 from beacon_jax.quant.quantized import QuantizedMatrix
 from beacon_jax.report import Coverage, LayerReport, LeafCoverage
 from beacon_jax.spec import LayerRule, QuantSpec

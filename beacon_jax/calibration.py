@@ -55,6 +55,7 @@ class Calibration:
         self._signatures: list[Signature] = []
         self._weights: list[np.ndarray | None] = []
         self._row_weights: dict[tuple, dict[tuple, RowWeights]] = {}
+        self._pieces: dict[tuple, Piece] = {}
         self._counts: dict[str, int] = {}
         self.examples = 0
 
@@ -167,11 +168,11 @@ class Calibration:
         least = jnp.float64 if self.execution.forward_dtype == "float64" else jnp.float32
         leaf = self.streams[0].leaves[layer.leaf]
         dtype = jnp.promote_types(least, leaf.dtype)
-        *groups, N, _ = layer.shape
-        stats = GramStats.zeros(N, dtype, streams=len(self.streams), float_known=float_known)
-        if groups:
-            stats = jax.tree.map(lambda a: jnp.zeros((*groups, *a.shape), a.dtype), stats)
-        return self.placement.everywhere(stats)
+        N, groups = layer.shape[-2], layer.shape[0] if len(layer.shape) == 3 else None
+        streams = len(self.streams)
+        return self.placement.everywhere(
+            GramStats.zeros(N, dtype, streams=streams, float_known=float_known, groups=groups)
+        )
 
     def _run(self, stage, groups, stats, onward):
         """One pass of all streams to the inputs of these groups; with `onward` the first stream moves on as well."""
@@ -185,21 +186,24 @@ class Calibration:
 
     def _arrays(self, streams, step, i):
         """What each stream's piece takes: leaves, data, constants."""
-        given = self.model[self._signatures[i]].stages[step.stage].given
+        traced = self.model[self._signatures[i]]
+        program, given = traced.program, traced.stages[step.stage].given
         arrays = []
         for stream, own in zip(streams, step.pieces, strict=True):
             data = dict(zip(given, stream.data[i], strict=True))
             leaves = [stream.leaves[v] for v in own.leaves]
-            constants = self.placement.everywhere(own.constant_values)
+            constants = self.placement.everywhere([program.constants[v] for v in own.constants])
             arrays.append((leaves, [data[v] for v in own.given], constants))
         return arrays
 
-    @functools.cache  # noqa: B019 (one Calibration is one run)
-    def _pieces(self, stage, groups, signature, onward):
-        traced = self.model[signature]
-        here = traced.stages[stage]
-        operands = [operand for g in groups for operand, _ in here.groups[g][0].inputs]
-        return piece(traced.program, here.given, (*operands, *(here.output if onward else ())))
+    def _piece(self, stage, groups, signature, onward) -> Piece:
+        key = stage, groups, signature, onward
+        if key not in self._pieces:
+            traced = self.model[signature]
+            here = traced.stages[stage]
+            operands = [operand for g in groups for operand, _ in here.groups[g][0].inputs]
+            self._pieces[key] = piece(traced.program, here.given, (*operands, *(here.output if onward else ())))
+        return self._pieces[key]
 
     def _step(self, stage, groups, i, streams, onward) -> "_Step":
         signature, weights = self._signatures[i], self._weights[i]
@@ -209,7 +213,7 @@ class Calibration:
             tuple((use.view, rules.get((use.operand, use.view.rows_form))) for use in here.groups[g][0].uses)
             for g in groups
         )
-        pieces = tuple(self._pieces(stage, tuple(groups), signature, onward and k == 0) for k in range(len(streams)))
+        pieces = tuple(self._piece(stage, tuple(groups), signature, onward and k == 0) for k in range(len(streams)))
         return _Step(pieces, uses, self.placement, stage)
 
 
@@ -241,10 +245,9 @@ def _add_batch(step: _Step, stats, arrays, weights):
 def _updated(stats: GramStats, rows: list[jax.Array], weights: jax.Array | None) -> GramStats:
     """The statistics, of each group where there are several, with these rows of each stream."""
     x, x_tilde = rows if len(rows) == 2 else (rows[0], None)
-    named = {} if weights is None else {"weights": weights}
-    if stats.H.ndim == 2:
-        return stats.update(x, x_tilde, **named)
-    return jax.vmap(lambda own, *rows: own.update(*rows, **named))(stats, *rows)
+    if not stats.groups:
+        return stats.update(x, x_tilde, weights)
+    return jax.vmap(lambda own, *rows: own.update(*rows, weights=weights))(stats, *rows)
 
 
 def check_batch(batch: Any, i: int) -> list[np.ndarray]:

@@ -1,6 +1,6 @@
 """Modules of Flax as functions of (params, batch)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -16,7 +16,7 @@ def as_function(model: Any, params: Any) -> tuple[Callable[[Any, Any], Any], Any
       params: the parameters; None for an NNX module, which holds its own.
 
     Raises:
-      ValueError: parameters for an NNX module, or none for another model.
+      ValueError: parameters for an NNX module, none for another model, or all collections of a Linen module.
     """
     if isinstance(model, nnx.Module):
         if params is not None:
@@ -24,9 +24,14 @@ def as_function(model: Any, params: Any) -> tuple[Callable[[Any, Any], Any], Any
                 "an NNX module holds its own parameters; pass params=None, or a function apply(params, batch)"
             )
         graph, own, rest = nnx.split(model, nnx.Param, ...)
-        return lambda p, batch: nnx.merge(graph, p, rest)(batch), own
+        return lambda p, batch: nnx.merge(graph, p, rest, copy=True)(batch), own
     if params is None:
         raise ValueError(f"params is None, which only an NNX module takes; got a {type(model).__name__}")
     if isinstance(model, nn.Module):
+        if isinstance(params, Mapping) and "params" in params:
+            raise ValueError(
+                'params holds the collection "params" itself: pass variables["params"], or a function apply(params, '
+                "batch) for a module with other variables"
+            )
         return lambda p, batch: model.apply({"params": p}, batch), params
     return model, params

@@ -22,8 +22,8 @@ from beacon_jax.frameworks import as_function
 from beacon_jax.graph.layers import Layer
 from beacon_jax.graph.model import Model
 from beacon_jax.quant.gram import GramStats
-from beacon_jax.quant.methods import METHODS
-from beacon_jax.quant.metrics import cosines, output_errors, relative_output_error
+from beacon_jax.quant.methods.table import METHODS
+from beacon_jax.quant.metrics import cosines, relative_output_error
 from beacon_jax.quant.quantized import QuantizedMatrix
 from beacon_jax.report import Coverage, LayerReport, coverage
 from beacon_jax.spec import LayerPlan, QuantSpec
@@ -244,60 +244,37 @@ class _Run:
         plan, kernel = self.plan[layer.name], jnp.asarray(layer.place.read(self.leaves[layer.leaf]))
         start = time.perf_counter()
         try:
-            if kernel.ndim == 2:
-                matrix = METHODS[plan.method](self._placement.by_channels(kernel), stats, plan.alphabet, **plan.options)
-                matrix = self._placement.everywhere(matrix).first_channels(kernel.shape[1])
-            else:
-                matrix = self._placement.everywhere(_quantize_groups(plan, kernel, stats))
-            matrix = matrix.astype(jnp.promote_types(jnp.float32, kernel.dtype))
+            placed = self._placement.by_channels(kernel) if kernel.ndim == 2 else kernel
+            solution = METHODS[plan.method].solve(placed, stats, plan.alphabet, **plan.options)
         except ValueError as error:
             raise ValueError(f"layer {layer.name}: {error}") from error
+        matrix = self._placement.everywhere(solution.matrix).first_channels(kernel.shape[-1])
+        matrix = matrix.astype(jnp.promote_types(jnp.float32, kernel.dtype))
         jax.block_until_ready(matrix)
-        end = time.perf_counter()
-        return _report(layer, plan, kernel, matrix, stats, (gram_seconds, end - start)), matrix
-
-
-def _quantize_groups(plan: LayerPlan, kernel: jax.Array, stats: GramStats) -> QuantizedMatrix:
-    """Every group (E, N, C) by itself, all together under vmap."""
-    for what, finite in (("kernel", jnp.isfinite(kernel)), ("calibration statistics", jnp.isfinite(stats.H))):
-        if not finite.all():
-            raise ValueError(f"NaN or infinity in the {what}")
-
-    def solve(kernel, stats):
-        matrix = METHODS[plan.method](kernel, stats, plan.alphabet, **plan.options)
-        return dataclasses.replace(matrix, alphabet=jnp.zeros(0)), matrix.alphabet
-
-    matrix, alphabet = jax.vmap(solve)(kernel, stats)
-    return dataclasses.replace(matrix, alphabet=alphabet[0])
+        seconds = gram_seconds, time.perf_counter() - start
+        return _report(layer, plan, kernel, dataclasses.replace(solution, matrix=matrix), stats, seconds)
 
 
 _OPTIONAL = {"sweeps": "sweeps", "fixed_points": "fixed_point"}
 
 
-def _report(layer, plan, kernel, matrix, stats, seconds) -> LayerReport:
-    error, cosine = _measure(kernel, matrix, stats)
-    return LayerReport(
+def _report(layer, plan, kernel, solution, stats, seconds) -> tuple[LayerReport, QuantizedMatrix]:
+    matrix = solution.matrix
+    cosine = cosines(kernel, matrix, stats)
+    report = LayerReport(
         layer=layer.name,
         kind=layer.kind,
         shape=layer.shape,
         method=plan.method,
         alphabet=plan.alphabet_name,
-        output_error=float(error),
+        output_error=float(relative_output_error(kernel, matrix, stats)),
         mean_cosine=float(cosine.mean()),
         min_cosine=float(cosine.min()),
-        dead=int(jnp.sum(jnp.diagonal(stats.H, axis1=-2, axis2=-1) == 0)),
-        rows=int(np.max(np.asarray(stats.count))),
+        dead=int(stats.dead.sum()),
+        rows=int(stats.rows.max()),
         gram_seconds=seconds[0],
         solve_seconds=seconds[1],
+        note=solution.note or "",
         **{key: float(matrix.info[field].mean()) for key, field in _OPTIONAL.items() if field in matrix.info},
     )
-
-
-def _measure(kernel, matrix, stats):
-    """Relative output error, a scalar, and cosines of all channels."""
-    if kernel.ndim == 2:
-        return relative_output_error(kernel, matrix, stats), cosines(kernel, matrix, stats)
-    E = len(kernel)
-    each = dataclasses.replace(matrix, alphabet=jnp.broadcast_to(matrix.alphabet, (E, matrix.alphabet.size)))
-    error, target = jax.vmap(output_errors)(kernel, each, stats)
-    return jnp.where(error.sum() > 0, error.sum() / target.sum(), 0), jax.vmap(cosines)(kernel, each, stats)
+    return report, matrix

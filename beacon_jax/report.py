@@ -22,7 +22,7 @@ class LayerReport:
     the streams that QuantSpec.calibrate_on names, the cosines ∠(Xw, X̃ŵ) likewise; dead counts inputs that were always
     zero; rows are those of positive weight, of each group; seconds are for the Gram statistics and for the solve,
     compilation included. sweeps (mean) and fixed_points (fraction of the channels) are None for methods that do not
-    report them.
+    report them. note says where the arithmetic was not the usual one.
     """
 
     layer: str
@@ -39,6 +39,7 @@ class LayerReport:
     solve_seconds: float
     sweeps: float | None = None
     fixed_points: float | None = None
+    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

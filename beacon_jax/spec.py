@@ -1,20 +1,15 @@
 """What to quantize: QuantSpec, its rules, and the plan they make for the layers of a model."""
 
 import dataclasses
-import functools
-import inspect
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from beacon_jax.graph.layers import Layer
 from beacon_jax.quant.alphabets import make_alphabet
-from beacon_jax.quant.gram import GramStats
-from beacon_jax.quant.methods import METHODS
+from beacon_jax.quant.methods.table import METHODS
 
 CALIBRATE_ON = ("float", "quantized", "both")
 KINDS = ("dense", "grouped", "conv")
@@ -143,11 +138,7 @@ class QuantSpec:
         _check_choice("method", method, METHODS)
         # Options belong to a method, so a rule that changes the method starts from that method's defaults.
         options = dict((rule.options or {}) if rule and rule.method else own("options"))
-        known = [p.name for p in inspect.signature(METHODS[method]).parameters.values() if p.kind is p.KEYWORD_ONLY]
-        for option in options:
-            if option not in known:
-                raise ValueError(f"unknown option {option!r} of {method}; expected one of {', '.join(known)}")
-        _try_options(method, **options)
+        METHODS[method].check(**options)
         alphabet = own("alphabet")
         return LayerPlan(method, str(alphabet), make_alphabet(alphabet), options)
 
@@ -173,10 +164,3 @@ def _from_dict(cls, fields: Mapping[str, Any]):
         if key not in known:
             raise ValueError(f"unknown key {key!r} of {cls.__name__}; expected one of {', '.join(known)}")
     return cls(**fields)
-
-
-@functools.cache
-def _try_options(method: str, **options) -> None:
-    """Traces the method on a tiny problem, so that a wrong value of an option is an error before any work starts."""
-    quantize = functools.partial(METHODS[method], alphabet=(-1.0, 0.0, 1.0), **options)
-    jax.eval_shape(quantize, jnp.zeros((2, 2)), GramStats.zeros(2))

@@ -1,13 +1,10 @@
 """The options of every method, as beacon_jax declares them: nothing here knows any method's options."""
 
 import dataclasses
-import inspect
 import types
 import typing
 
 from beacon_jax import METHODS
-
-_SPEED_ONLY = ("block_size", "channel_chunk")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +17,13 @@ class MethodOption:
 
 def method_options() -> dict[str, dict[str, MethodOption]]:
     """{method: {option: …}}."""
-    found = {}
-    for method, solve in METHODS.items():
-        keywords = [p for p in inspect.signature(solve).parameters.values() if p.kind is p.KEYWORD_ONLY]
-        found[method] = {p.name: MethodOption(_kind(p.annotation), p.name not in _SPEED_ONLY) for p in keywords}
-    return found
+    return {
+        name: {
+            field.name: MethodOption(_kind(field.type), field.metadata["decides_result"])
+            for field in dataclasses.fields(method.options)
+        }
+        for name, method in METHODS.items()
+    }
 
 
 def _kind(annotation) -> type:

@@ -1,3 +1,4 @@
+import hashlib
 import os
 
 import jax
@@ -9,8 +10,12 @@ jax.config.update("jax_num_cpu_devices", 8)  # simulated ones, for meshes; all e
 
 
 def pytest_configure(config):
-    """Compiled code is shared on disk between the test processes, and with the scripts that they run."""
-    folder = str(config.cache.mkdir("jax"))
+    """Compiled code is shared on disk between the test processes, and with the scripts that they run.
+
+    Not between runs with different XLA_FLAGS: code for one set of instructions must not stand in for another's.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    folder = str(config.cache.mkdir("jax" if not flags else f"jax-{hashlib.sha256(flags.encode()).hexdigest()[:8]}"))
     os.environ |= {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

@@ -18,7 +18,7 @@ TINY = benchmark.Sizes(
     gram_batch=(2, 16),
     model=dict(image_size=8, patch_size=4, width=8, depth=1, heads=2, classes=3, mlp_ratio=3),
     blocks=1,
-    calibrations=(dict(calibrate_on="both", float_inputs="kept"),),
+    calibrations=(dict(calibrate_on="both"),),
     batches=1,
     batch=2,
     growth_shape=(8, 8),

@@ -6,6 +6,7 @@ from safetensors.numpy import save_file
 
 from beacon_jax import METHODS, GramStats, load_params, load_quantized, save_params, save_quantized
 from beacon_jax.checkpoint import load_layer, save_layer, saved_model
+from beacon_jax.graph.place import Place
 
 
 @pytest.fixture
@@ -41,11 +42,12 @@ def test_quantized_round_trip(tmp_path, rng, params, alphabet, options):
     stats = GramStats.zeros(10).update(jnp.asarray(rng.normal(size=(30, 10)), jnp.float32))
     matrix = METHODS["beacon"](kernel, stats, alphabet, **options)
     path = tmp_path / "q.safetensors"
-    save_quantized(path, params, {"block/fc": matrix})
+    places = {"block/fc": ("block/fc/kernel", Place.of(np.arange(60).reshape(10, 6)))}
+    save_quantized(path, params, {"block/fc": matrix}, places)
     loaded, layers = load_quantized(path)
     np.testing.assert_array_equal(layers["block/fc"].codes, matrix.codes)
     low = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
-    save_quantized(tmp_path / "low.safetensors", low, {"block/fc": matrix})
+    save_quantized(tmp_path / "low.safetensors", low, {"block/fc": matrix}, places)
     restored = load_quantized(tmp_path / "low.safetensors")[0]["block"]["fc"]["kernel"]
     assert restored.dtype == jnp.bfloat16
     np.testing.assert_array_equal(restored, matrix.dequantize().astype(jnp.bfloat16))
@@ -70,8 +72,9 @@ def test_errors(tmp_path, params):
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         load_params(tmp_path / "none")
     path = tmp_path / "p.safetensors"
-    with pytest.raises(ValueError, match="layer 'other' has no kernel in the parameter tree"):
-        save_quantized(path, params, {"other": None})
+    matrix = METHODS["rtn"](params["block"]["fc"]["kernel"], GramStats.zeros(10).update(jnp.ones((1, 10))), "2")
+    with pytest.raises(ValueError, match="layer 'other' has no parameter 'other/kernel' in the tree"):
+        save_quantized(path, params, {"other": matrix}, {"other": ("other/kernel", None)})
     save_params(path, params)
     with pytest.raises(ValueError, match="holds float parameters, not a quantized model"):
         load_quantized(path)

@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from beacon_jax import METHODS, GramStats, QuantSpec, quantize_model
+from beacon_jax import METHODS, Execution, GramStats, QuantSpec, quantize
 from beacon_jax.devices import Placement, make_mesh
-from beacon_jax.quant import beacon
 from beacon_jax.quant.alphabets import Levels, make_alphabet
+from beacon_jax.quant.methods import beacon, rtn
+from beacon_jax.quant.methods.table import Method
 from beacon_jax.streams import ActivationStream
 from tests.quant.problems import gram, make_problem
-from tests.test_pipeline import LAYERS, MODEL
+from tests.test_pipeline import LAYERS, MODEL, blocks
 
 OPTIONS = {"beacon": {"sweeps": 2}, "gptq": {"act_order": True}, "comq": {"sweeps": 2}, "rtn": {"scale": "lsq"}}
 
@@ -35,9 +36,13 @@ def test_rows_come_back_in_order(rng, shape):
         np.testing.assert_array_equal(placed, batch)
         np.testing.assert_array_equal(placement.own_rows(placed), batch)
         with ActivationStream("disk", placement) as stream:
-            stream.append(batch)
-            stream.advance(lambda x: x + 1)
-            np.testing.assert_array_equal(next(iter(stream)), batch + 1)
+            stream.append([batch, batch[:, 0] > 0, np.float32(3)])
+            for _ in range(2):
+                read = stream[0]
+                np.testing.assert_array_equal(read[0], batch)
+                np.testing.assert_array_equal(read[1], batch[:, 0] > 0)
+                assert float(read[2]) == 3 and read[2].shape == ()
+                stream.put(0, read)
 
 
 def test_without_a_mesh_nothing_moves(rng):
@@ -60,8 +65,8 @@ def test_codes_equal_those_of_one_device(x64, method):
     params = MODEL.init(jax.random.key(1), batches[0])["params"]
     params = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape) * 0.3, jnp.float64), params)
     spec = QuantSpec(method=method, alphabet="3", layers="blocks_0/.*|head", options=OPTIONS[method])
-    one = quantize_model(MODEL, params, batches, spec)
-    many = quantize_model(MODEL, params, batches, spec, mesh=make_mesh(2, 4))
+    one = quantize(MODEL, params, batches, spec)
+    many = quantize(MODEL, params, batches, spec, execution=Execution(mesh=make_mesh(2, 4)))
     assert [r.layer for r in many.reports] == [*LAYERS[:4], "head"]
     for name, matrix in one.layers.items():
         assert matrix.scale.dtype == jnp.float64
@@ -84,9 +89,9 @@ def float32_problem():
 def test_float32_on_many_devices_is_as_good(calibrate_on):
     """Near-ties may fall the other way there; with error correction one that does changes all layers after it."""
     params, batches = float32_problem()
-    spec = QuantSpec(alphabet="3", calibrate_on=calibrate_on, options={"sweeps": 2})
-    one = quantize_model(MODEL, params, batches, spec)
-    many = quantize_model(MODEL, params, batches, spec, mesh=make_mesh(4, 2))
+    spec = blocks(alphabet="3", calibrate_on=calibrate_on, options={"sweeps": 2})
+    one = quantize(MODEL, params, batches, spec)
+    many = quantize(MODEL, params, batches, spec, execution=Execution(mesh=make_mesh(4, 2)))
     same = [np.mean(many.layers[name].codes == matrix.codes) for name, matrix in one.layers.items()]
     assert same[0] >= 0.9 and (calibrate_on == "both" or min(same) >= 0.9)  # a channel or two of 16
     for a, b in zip(one.reports, many.reports, strict=True):
@@ -96,10 +101,11 @@ def test_float32_on_many_devices_is_as_good(calibrate_on):
 def test_double_precision_makes_codes_the_same_on_any_devices(x64):
     """For a float32 model, with error correction; what comes out is float32."""
     params, batches = float32_problem()
-    spec = QuantSpec(alphabet="3", forward_dtype="float64", options={"sweeps": 2, "centering": "mean"})
-    one = quantize_model(MODEL, params, batches, spec)
+    spec = blocks(alphabet="3", options={"sweeps": 2, "centering": "mean"})
+    one = quantize(MODEL, params, batches, spec, execution=Execution(forward_dtype="float64"))
     for shape in ((8, 1), (1, 8)):
-        many = quantize_model(MODEL, params, batches, spec, mesh=make_mesh(*shape))
+        execution = Execution(forward_dtype="float64", mesh=make_mesh(*shape))
+        many = quantize(MODEL, params, batches, spec, execution=execution)
         for name, matrix in one.layers.items():
             np.testing.assert_array_equal(many.layers[name].codes, matrix.codes)
             assert matrix.scale.dtype == matrix.offset.dtype == jnp.float32
@@ -115,7 +121,7 @@ def test_the_solver_exchanges_nothing_but_whether_channels_still_change(rng):
     kernel = placement.by_channels(jnp.asarray(W, jnp.float32))
     levels = Levels.of(make_alphabet("2"), jnp.float32)
     options = dict(sweeps=3, both_signs=False, block_size=8, channel_chunk=None)
-    text = beacon.solve.wide.lower(kernel, stats, levels, **options).compile().as_text()
+    text = beacon.solve_codes.wide.lower(kernel, stats, levels, **options).compile().as_text()
     collectives = [
         line.split(" = ")[1]
         for line in text.splitlines()
@@ -136,17 +142,17 @@ def test_layers_of_one_input_share_a_pass(rng, monkeypatch):
     """Here q, k and v; their statistics are the very same arrays."""
     seen = []
 
-    def spy(kernel, stats, alphabet):
-        if not isinstance(stats.H, jax.core.Tracer):
+    class Spy(Method):
+        def solve(self, kernel, stats, alphabet, **options):
             seen.append(stats)
-        return METHODS["rtn"](kernel, stats, alphabet)
+            return super().solve(kernel, stats, alphabet, **options)
 
-    monkeypatch.setitem(METHODS, "spy", spy)
+    monkeypatch.setitem(METHODS, "spy", Spy("spy", rtn.RTNOptions, rtn.solve))
     batches = [rng.normal(size=(16, 5)).astype(np.float32)]
     params = SelfAttention().init(jax.random.key(0), batches[0])["params"]
-    result = quantize_model(SelfAttention(), params, batches, QuantSpec(method="spy", layers="." + "*"))
+    result = quantize(SelfAttention(), params, batches, QuantSpec(method="spy", layers=".*"))
     assert [r.layer for r in result.reports] == ["q", "k", "v", "out"]
-    assert seen[0].H is seen[1].H is seen[2].H and seen[3].width == 6
+    assert seen[0] is seen[1] is seen[2] and seen[3].width == 6
     np.testing.assert_allclose(seen[0].H, GramStats.zeros(5).update(batches[0]).H, rtol=1e-6)
 
 
@@ -155,8 +161,8 @@ def test_bfloat16_forward_changes_little_and_sums_stay_float32(rng):
     params = MODEL.init(jax.random.key(1), batches[0])["params"]
     reports = []
     for dtype in ("float32", "bfloat16"):
-        spec = QuantSpec(alphabet="4", layers="blocks_1/.*", forward_dtype=dtype, calibrate_on="float")
-        result = quantize_model(MODEL, params, batches, spec)
+        spec = QuantSpec(alphabet="4", layers="blocks_1/.*", calibrate_on="float")
+        result = quantize(MODEL, params, batches, spec, execution=Execution(forward_dtype=dtype))
         assert all(m.scale.dtype == jnp.float32 for m in result.layers.values())
         reports.append(result.reports)
     for exact, rough in zip(*reports, strict=True):

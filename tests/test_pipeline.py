@@ -1,3 +1,4 @@
+import dataclasses
 from collections import Counter
 
 import flax.linen as nn
@@ -7,14 +8,21 @@ import numpy as np
 import pytest
 from flax.core import freeze
 
-from beacon_jax import METHODS, GramStats, QuantSpec, calibration, quantize_model
-from beacon_jax.models.capture import apply_with_inputs
-from beacon_jax.models.stages import Stage
+from beacon_jax import METHODS, Execution, FloatStats, GramStats, QuantSpec, calibration, quantize
+from beacon_jax.graph.model import Model
+from beacon_jax.graph.stages import piece
 from beacon_jax.models.vit import ViT
-from beacon_jax.quant import beacon, rtn
+from beacon_jax.quant.methods import beacon, rtn
+from beacon_jax.quant.methods.options import Options, option
+from beacon_jax.quant.methods.table import Method
 
 MODEL = ViT(image_size=8, patch_size=2, width=16, depth=2, heads=2, channels=1, classes=10)
 LAYERS = [f"blocks_{i}/{n}" for i in range(2) for n in ("attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2")]
+
+
+def blocks(**fields):
+    """A spec for the layers of the blocks."""
+    return QuantSpec(**{"layers": r"blocks_\d+/.*"} | fields)
 
 
 @pytest.fixture(scope="module")
@@ -31,20 +39,41 @@ def seen(monkeypatch):
     """A method that rounds to nearest and keeps the statistics it was given, in order."""
     seen = []
 
-    def spy(kernel, stats, alphabet, *, tag=None):
-        if not isinstance(stats.H, jax.core.Tracer):  # QuantSpec traces the method once to check its options
-            seen.append(jax.tree.map(np.asarray, stats))
-        return rtn.quantize(kernel, stats, alphabet)
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class SpyOptions(Options):
+        tag: int | None = option(None, "of no effect", at_least=0)
 
-    monkeypatch.setitem(METHODS, "spy", spy)
+    class Spy(Method):
+        def solve(self, kernel, stats, alphabet, **options):
+            seen.append(jax.tree.map(np.asarray, stats))
+            return super().solve(kernel, stats, alphabet, **options)
+
+    def solver(problem, options):
+        return rtn.solve(problem, rtn.RTNOptions())
+
+    monkeypatch.setitem(METHODS, "spy", Spy("spy", SpyOptions, solver))
     return seen
+
+
+def inputs_of(model, params, batch):
+    """{layer name: input} of every nn.Dense, seen while the model runs."""
+    inputs = {}
+
+    def record(call, args, kwargs, context):
+        if isinstance(context.module, nn.Dense):
+            inputs["/".join(context.module.path)] = args[0]
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        model.apply({"params": params}, batch)
+    return inputs
 
 
 def stats_of(params, tilde_params, batches, name):
     """Gram statistics of one layer, from whole-model forward passes."""
-    stats = GramStats.zeros(apply_with_inputs(MODEL, params, batches[0])[1][name].shape[-1])
+    stats = GramStats.zeros(inputs_of(MODEL, params, batches[0])[name].shape[-1])
     for batch in batches:
-        stats = stats.update(*(apply_with_inputs(MODEL, p, batch)[1][name] for p in (params, tilde_params)))
+        stats = stats.update(*(inputs_of(MODEL, p, batch)[name] for p in (params, tilde_params)))
     return stats
 
 
@@ -63,7 +92,7 @@ def test_layers_are_done_in_order_and_put_in_place(problem):
     params, batches = problem
     before = jax.tree.map(np.asarray, params)
     done = []
-    result = quantize_model(MODEL, params, batches, QuantSpec(), on_layer=lambda r, m, n: done.append((r, m, n)))
+    result = quantize(MODEL, params, batches, blocks(), on_layer=lambda r, m, n: done.append((r, m, n)))
     assert [r.layer for r in result.reports] == list(result.layers) == LAYERS
     assert [r for r, _, _ in done] == result.reports and {n for _, _, n in done} == {8}
     jax.tree.map(np.testing.assert_array_equal, before, params)  # the input is left alone
@@ -72,7 +101,7 @@ def test_layers_are_done_in_order_and_put_in_place(problem):
 
 def test_float_calibration_sees_the_float_model(problem, seen):
     params, batches = problem
-    quantize_model(MODEL, params, batches, QuantSpec(method="spy", calibrate_on="float"))
+    quantize(MODEL, params, batches, blocks(method="spy", calibrate_on="float"))
     for name, stats in zip(LAYERS, seen, strict=True):
         expected = stats_of(params, params, batches, name)
         for field in ("H", "G", "F"):
@@ -83,8 +112,8 @@ def test_float_calibration_sees_the_float_model(problem, seen):
 @pytest.mark.parametrize("calibrate_on", ["both", "quantized"])
 def test_each_layer_sees_the_quantization_of_all_before_it(problem, seen, calibrate_on):
     params, batches = problem
-    spec = QuantSpec(method="spy", alphabet="3", calibrate_on=calibrate_on)
-    result = quantize_model(MODEL, params, batches, spec)
+    spec = blocks(method="spy", alphabet="3", calibrate_on=calibrate_on)
+    result = quantize(MODEL, params, batches, spec)
     for i, (name, stats) in enumerate(zip(LAYERS, seen, strict=True)):
         tilde = replace_kernels(params, {n: result.layers[n] for n in LAYERS[:i]})
         expected = stats_of(params if calibrate_on == "both" else tilde, tilde, batches, name)
@@ -96,7 +125,7 @@ def test_the_first_layer_needs_no_error_correction(problem):
     """Its inputs are the same in both models, so both variants of Beacon give the same codes."""
     params, batches = problem
     results = [
-        quantize_model(MODEL, params, batches, QuantSpec(layers=LAYERS[0], calibrate_on=c)).layers[LAYERS[0]]
+        quantize(MODEL, params, batches, QuantSpec(layers=LAYERS[0], calibrate_on=c)).layers[LAYERS[0]]
         for c in ("float", "both", "quantized")
     ]
     for result in results[1:]:
@@ -106,16 +135,22 @@ def test_the_first_layer_needs_no_error_correction(problem):
 
 def test_reports(problem):
     params, batches = problem
-    result = quantize_model(MODEL, params, batches, QuantSpec(alphabet="3", options={"sweeps": 3}))
+    result = quantize(MODEL, params, batches, blocks(alphabet="3", options={"sweeps": 3}))
     tilde = replace_kernels(params, {n: result.layers[n] for n in LAYERS[:3]})
     x, x_tilde = (
-        np.concatenate([np.asarray(apply_with_inputs(MODEL, p, b)[1][LAYERS[3]]).reshape(-1, 64) for b in batches])
+        np.concatenate([np.asarray(inputs_of(MODEL, p, b)[LAYERS[3]]).reshape(-1, 64) for b in batches])
         for p in (params, tilde)
     )
     y = x @ np.asarray(params["blocks_0"]["mlp"]["fc2"]["kernel"])
     v = x_tilde @ np.asarray(result.layers[LAYERS[3]].dequantize())
     report = result.reports[3]
-    assert (report.layer, report.shape, report.method, report.alphabet) == (LAYERS[3], (64, 16), "beacon", "3")
+    assert (report.kind, report.layer, report.shape, report.method, report.alphabet) == (
+        "dense",
+        LAYERS[3],
+        (64, 16),
+        "beacon",
+        "3",
+    )
     assert report.rows == 21 * 17 and report.dead == 0
     np.testing.assert_allclose(report.output_error, np.sum((y - v) ** 2) / np.sum(y**2), rtol=1e-3)
     cosine = (y * v).sum(0) / np.linalg.norm(y, axis=0) / np.linalg.norm(v, axis=0)
@@ -131,8 +166,8 @@ def test_rules(problem):
         {"layers": "blocks_1/attn/.*", "skip": True},
         {"layers": "head|patch_embed/proj", "method": "rtn", "alphabet": "8"},
     )
-    spec = QuantSpec(calibrate_on="float", rules=rules, allow_few_rows=True, options={"sweeps": 1})
-    result = quantize_model(MODEL, params, batches, spec)
+    spec = blocks(calibrate_on="float", rules=rules, allow_few_rows=True, options={"sweeps": 1})
+    result = quantize(MODEL, params, batches, spec)
     assert [(r.layer, r.method, r.alphabet) for r in result.reports] == [
         ("patch_embed/proj", "rtn", "8"),
         ("blocks_0/attn/qkv", "beacon", "2"),
@@ -157,7 +192,7 @@ class Mlp(nn.Module):
 def test_any_flax_model(rng):
     batches = [rng.normal(size=(40, 12)).astype(np.float32) for _ in range(2)]
     params = Mlp().init(jax.random.key(0), batches[0])["params"]
-    result = quantize_model(Mlp(), params, batches, QuantSpec(layers=".*", alphabet="4"))
+    result = quantize(Mlp(), params, batches, QuantSpec(layers=".*", alphabet="4"))
     assert list(result.layers) == ["hidden", "out"]
     y, v = (np.asarray(Mlp().apply({"params": p}, batches[0])) for p in (params, result.params))
     assert np.sum((y - v) ** 2) < 0.05 * np.sum(y**2)
@@ -169,57 +204,24 @@ def test_any_flax_model(rng):
 def test_models_of_other_forms(rng, model):
     batches = [rng.normal(size=(40, 12)).astype(np.float32)]
     params = freeze(model.init(jax.random.key(0), batches[0])["params"])
-    result = quantize_model(model, params, batches, QuantSpec(layers=".*", alphabet="4"))
+    result = quantize(model, params, batches, QuantSpec(layers=".*", alphabet="4"))
     assert len(result.layers) == (1 if isinstance(model, nn.Dense) else 2)
     y, v = (np.asarray(model.apply({"params": p}, batches[0])) for p in (params, result.params))
     assert np.sum((y - v) ** 2) < 0.05 * np.sum(y**2)
 
 
-def test_lifted_layers_are_refused(rng):
-    class Remat(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            return nn.remat(nn.Dense)(4)(x)
-
-    x = rng.normal(size=(40, 12)).astype(np.float32)
-    params = Remat().init(jax.random.key(0), x)["params"]
-    with pytest.raises(ValueError, match=r"nn\.remat or another lifted transformation cannot be captured"):
-        quantize_model(Remat(), params, [x], QuantSpec(layers=".*"))
-
-
-def test_a_layer_in_two_stages_is_refused(rng):
-    class TwoStages(nn.Module):
-        def setup(self):
-            self.shared = nn.Dense(12)
-
-        def __call__(self, x):
-            return self.shared(self.shared(x))
-
-        def half(self, x):
-            return self.shared(x)
-
-        @nn.nowrap
-        def stages(self):
-            return [Stage(self, method="half"), Stage(self, method="half")]
-
-    x = rng.normal(size=(40, 12)).astype(np.float32)
-    params = TwoStages().init(jax.random.key(0), x)["params"]
-    with pytest.raises(ValueError, match="layer shared is used in two stages"):
-        quantize_model(TwoStages(), params, [x], QuantSpec(layers=".*"))
-
-
 def test_rows_are_counted_over_batches_of_any_shape(rng):
     batches = [rng.normal(size=shape).astype(np.float32) for shape in ((2, 50, 12), (2, 3, 12))]
     params = Mlp().init(jax.random.key(0), batches[0])["params"]
-    result = quantize_model(Mlp(), params, batches, QuantSpec(layers=".*"))
+    result = quantize(Mlp(), params, batches, QuantSpec(layers=".*"))
     assert [r.rows for r in result.reports] == [106, 106]
 
 
 @pytest.mark.parametrize("done", [0, 3, 4, 7, 8])
 def test_a_stopped_run_goes_on_with_the_layers_it_had(problem, seen, done):
     params, batches = problem
-    spec = QuantSpec(method="spy")
-    whole = quantize_model(MODEL, params, batches, spec)
+    spec = blocks(method="spy")
+    whole = quantize(MODEL, params, batches, spec)
     solved = len(seen)
     reports = {report.layer: report for report in whole.reports}
     finished = {name: (reports[name], whole.layers[name]) for name in LAYERS[:done]}
@@ -228,7 +230,7 @@ def test_a_stopped_run_goes_on_with_the_layers_it_had(problem, seen, done):
     def on_layer(report, _matrix, total):
         called.append((report.layer, total))
 
-    resumed = quantize_model(MODEL, params, batches, spec, finished=finished, on_layer=on_layer)
+    resumed = quantize(MODEL, params, batches, spec, finished=finished, on_layer=on_layer)
     assert len(seen) - solved == 8 - done and called == [(name, 8) for name in LAYERS[done:]]
     jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
     assert [r.layer for r in resumed.reports] == LAYERS and list(resumed.layers) == LAYERS
@@ -236,12 +238,12 @@ def test_a_stopped_run_goes_on_with_the_layers_it_had(problem, seen, done):
 
 def test_float_statistics_are_shared_between_runs(problem, seen):
     params, batches = problem
-    shared = {}
-    spec = QuantSpec(method="spy", calibrate_on="float")
-    first = quantize_model(MODEL, params, batches, spec, float_stats=shared)
-    assert list(shared) == LAYERS
-    again = quantize_model(MODEL, params, batches[:1], spec, float_stats=shared)  # the batches are not needed again
-    alone = quantize_model(MODEL, params, batches, spec)
+    shared = FloatStats()
+    spec = blocks(method="spy", calibrate_on="float")
+    first = quantize(MODEL, params, batches, spec, float_stats=shared)
+    assert all(name in shared for name in LAYERS) and len(shared) == len(LAYERS)
+    again = quantize(MODEL, params, batches, spec, float_stats=shared)
+    alone = quantize(MODEL, params, batches, spec)
     for one, two, three in zip(seen[:8], seen[8:16], seen[16:], strict=True):
         jax.tree.map(np.testing.assert_array_equal, one, two)
         jax.tree.map(np.testing.assert_array_equal, one, three)
@@ -249,58 +251,85 @@ def test_float_statistics_are_shared_between_runs(problem, seen):
     assert first.reports[3].gram_seconds > again.reports[3].gram_seconds == 0
     jax.tree.map(np.testing.assert_array_equal, first.params, alone.params)
     seen.clear()
-    both = QuantSpec(method="spy", calibrate_on="both")
-    filled = {}
-    for stats in (shared, filled, {}, filled, None):
-        quantize_model(MODEL, params, batches, both, float_stats=stats)
-    assert list(shared) == list(filled) == LAYERS
+    both = blocks(method="spy", calibrate_on="both")
+    filled = FloatStats()
+    for stats in (shared, filled, FloatStats(), filled, None):
+        quantize(MODEL, params, batches, both, float_stats=stats)
+    assert len(shared) == len(filled) == len(LAYERS)
     assert not np.array_equal(seen[7].H, seen[7].F)
     for one, *others in zip(*(seen[i : i + 8] for i in range(0, 40, 8)), strict=True):
         for other in others:
             jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+@pytest.mark.parametrize("changed", ["params", "batches", "weights", "dtype"])
+def test_float_statistics_of_something_else_are_refused(problem, changed, x64):
+    params, batches = problem
+    shared, given = (
+        FloatStats(),
+        dict(spec=blocks(method="rtn", layers="head", calibrate_on="float", allow_few_rows=True)),
+    )
+    quantize(MODEL, params, batches, float_stats=shared, **given)
+    if changed == "params":
+        params = jax.tree.map(lambda a: a + 1e-3, params)
+    elif changed == "batches":
+        batches = [*batches[:-1], -batches[-1]]
+    elif changed == "weights":
+        given["weights"] = lambda batch: np.arange(len(batch))
+    else:
+        given["execution"] = Execution(forward_dtype="float64")
+    with pytest.raises(ValueError, match="float_stats holds statistics of another model, other calibration data"):
+        quantize(MODEL, params, batches, float_stats=shared, **given)
+
+
 def test_finished_layers_must_belong_to_the_run(problem):
     params, batches = problem
-    whole = quantize_model(MODEL, params, batches, QuantSpec(method="rtn"))
+    whole = quantize(MODEL, params, batches, blocks(method="rtn"))
     finished = {LAYERS[0]: (whole.reports[0], whole.layers[LAYERS[0]])}
-    for spec in (QuantSpec(method="rtn", alphabet="3"), QuantSpec(method="rtn", layers=".*mlp.*"), QuantSpec()):
+    for spec in (blocks(method="rtn", alphabet="3"), blocks(method="rtn", layers=".*mlp.*"), blocks()):
         with pytest.raises(ValueError, match=f"the finished layer {LAYERS[0]} .* does not fit this model and spec"):
-            quantize_model(MODEL, params, batches, spec, finished=finished)
+            quantize(MODEL, params, batches, spec, finished=finished)
 
 
 def test_storage_does_not_change_the_result(problem):
     params, batches = problem
-    cases = [("disk", "recomputed"), ("memory", "recomputed"), ("disk", "kept"), ("memory", "kept")]
-    specs = [QuantSpec(method="comq", activations=a, float_inputs=f) for a, f in cases]
-    first, *others = (quantize_model(MODEL, params, batches, spec) for spec in specs)
+    first, other = (
+        quantize(MODEL, params, batches, blocks(method="comq"), execution=Execution(activations=storage))
+        for storage in ("disk", "memory")
+    )
     for name in LAYERS:
-        for other in others:
-            np.testing.assert_array_equal(first.layers[name].codes, other.layers[name].codes)
+        np.testing.assert_array_equal(first.layers[name].codes, other.layers[name].codes)
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),  # of the 3 batches, in the embedding and two blocks of four layer inputs
-    [
-        (dict(calibrate_on="float"), dict(_float_batch=9)),
-        (dict(calibrate_on="both"), dict(_add_batch=24, _output=12)),
-        (dict(calibrate_on="both", float_inputs="kept"), dict(_float_batch=9, _add_batch=24, _output=6)),
-    ],
-)
-def test_how_often_the_stages_run(problem, monkeypatch, options, expected):
-    calls = Counter()
+@pytest.mark.parametrize("calibrate_on", ["float", "both", "quantized"])
+def test_how_often_the_equations_run(problem, monkeypatch, calibrate_on):
+    """In every stage at most twice on each stream; once on the float stream where layers see that alone."""
+    ran, whole = Counter(), {}
 
-    def counted(name, function):
-        def run(*args):
-            calls[name] += 1
-            return function(*args)
+    def counted(step, stats, arrays, weights):
+        for stream, own in enumerate(step.pieces):
+            ran[step.stage, stream if len(step.pieces) > 1 else "alone"] += own.size
+        return add_batch(step, stats, arrays, weights)
 
-        return run
-
-    for name in ("_float_batch", "_add_batch", "_output"):
-        monkeypatch.setattr(calibration, name, counted(name, getattr(calibration, name)))
-    quantize_model(MODEL, *problem, QuantSpec(method="rtn", **options))
-    assert calls == expected
+    add_batch = calibration._add_batch
+    monkeypatch.setattr(calibration, "_add_batch", counted)
+    params, batches = problem
+    quantize(MODEL, params, batches, blocks(method="rtn", calibrate_on=calibrate_on))
+    model = Model(lambda p, x: MODEL.apply({"params": p}, x), params)
+    for batch in batches:
+        model.add(batch)
+    program, stages = model.first.program, model.first.stages
+    for number, stage in enumerate(stages[:-1]):
+        whole[number] = piece(program, stage.given, stage.output).size
+    for number, size in whole.items():
+        if number == 0 or number == len(stages) - 2:  # the embedding has no layer here, and nothing follows the last
+            continue
+        per_batch = {key: n / len(batches) for key, n in ran.items() if key[0] == number}
+        limit = {"float": 1, "quantized": 2, "both": 4}[calibrate_on] * size
+        assert 0 < sum(per_batch.values()) <= limit
+        if calibrate_on == "both":
+            float_share = per_batch[number, 0] - per_batch[number, 1]  # it runs on to the output with the last group
+            assert per_batch[number, 0] <= 2 * size and float_share > 0
 
 
 def test_memory_is_constant_in_the_number_of_images(problem):
@@ -309,8 +338,8 @@ def test_memory_is_constant_in_the_number_of_images(problem):
     def live_bytes(count):
         sizes = []
         many = (batches[0] for _ in range(count))
-        quantize_model(
-            MODEL, params, many, QuantSpec(method="rtn"),
+        quantize(
+            MODEL, params, many, blocks(method="rtn"),
             on_layer=lambda *_: sizes.append(sum(a.nbytes for a in jax.live_arrays())),
         )  # fmt: skip
         return max(sizes)
@@ -321,10 +350,10 @@ def test_memory_is_constant_in_the_number_of_images(problem):
 
 def test_one_trace_per_layer_shape(problem):
     params, batches = problem
-    beacon.solve.wide.clear_cache()
+    beacon.solve_codes.wide.clear_cache()
     for alphabet in ("1.58", "2", "4"):
-        quantize_model(MODEL, params, batches, QuantSpec(alphabet=alphabet))
-    assert beacon.solve.wide._cache_size() == 4
+        quantize(MODEL, params, batches, blocks(alphabet=alphabet))
+    assert beacon.solve_codes.wide._cache_size() == 4
 
 
 @pytest.mark.parametrize(
@@ -333,10 +362,6 @@ def test_one_trace_per_layer_shape(problem):
         (dict(method="awq"), "unknown method 'awq'; expected one of rtn, gptq, comq, beacon"),
         (dict(alphabet="9"), "unknown alphabet '9'"),
         (dict(calibrate_on="test"), "unknown calibrate_on 'test'; expected one of float, quantized, both"),
-        (dict(forward_dtype="int8"), "unknown forward_dtype 'int8'; expected one of float32, bfloat16, float64"),
-        (dict(forward_dtype="float64"), "forward_dtype='float64' needs double precision in JAX: set JAX_ENABLE_X64=1"),
-        (dict(float_inputs="lost"), "unknown float_inputs 'lost'; expected one of recomputed, kept"),
-        (dict(activations="tape"), "unknown activations 'tape'; expected one of disk, memory"),
         (dict(options={"swoops": 3}), "unknown option 'swoops' of beacon; expected one of sweeps"),
         (dict(layers="("), "is not a regular expression"),
         (dict(rules=({"layers": "head", "method": "awq"},)), "unknown method 'awq'"),
@@ -359,19 +384,20 @@ def test_from_dict_names_unknown_keys():
 def test_bad_calibration(problem):
     params, batches = problem
     for spec, data, message in (
-        (QuantSpec(), [], "no calibration batches"),
-        (QuantSpec(), batches[0], "expected several batches, got one array of shape"),
-        (QuantSpec(), [{"image": batches[0]}], "arrays of inputs alone, but batch 0 is a dict"),
-        (QuantSpec(), [batches[0], batches[0][:0]], "calibration batch 1 is empty"),
-        (QuantSpec(), [batches[0], batches[1] * np.nan], "calibration batch 1 holds NaN or infinity"),
-        (QuantSpec(), [batches[0][:2]], "2 give 34 rows for the 64 inputs of blocks_0/mlp/fc2; use at least 4"),
-        (QuantSpec(layers="nothing"), batches, "no layer matches 'nothing'; the nn.Dense layers are patch_embed/proj"),
-        (QuantSpec(rules=({"layers": "nothing"},)), batches, "no layer matches 'nothing'"),
-        (QuantSpec(rules=({"layers": ".*", "skip": True},)), batches, "skip every layer"),
+        (blocks(), [], "no calibration batches"),
+        (blocks(), batches[0], "expected several batches, got one array of shape"),
+        (blocks(), [[batches[0], "label"]], r"calibration batch 0 at \[1\] is no array but a str"),
+        (blocks(), [batches[0], {"image": batches[0]}], "batches must have one structure: the first is"),
+        (blocks(), [batches[0], batches[0][:0]], "calibration batch 1 is empty"),
+        (blocks(), [batches[0], batches[1] * np.nan], "calibration batch 1 holds NaN or infinity"),
+        (blocks(), [batches[0][:2]], "2 give 34 rows for the 64 inputs of blocks_0/mlp/fc2; use at least 4"),
+        (QuantSpec(layers="nothing"), batches, "no layer matches 'nothing'; the layers are patch_embed/proj .dense."),
+        (blocks(rules=({"layers": "nothing"},)), batches, "no layer matches 'nothing'"),
+        (blocks(rules=({"layers": ".*", "skip": True},)), batches, "skip every layer"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
-            quantize_model(MODEL, params, data, spec)
-    quantize_model(MODEL, params, [batches[0][:2]], QuantSpec(allow_few_rows=True))
+            quantize(MODEL, params, data, spec)
+    quantize(MODEL, params, [batches[0][:2]], blocks(allow_few_rows=True))
 
 
 def test_an_error_names_its_layer_and_keeps_what_was_done(problem):
@@ -380,5 +406,5 @@ def test_an_error_names_its_layer_and_keeps_what_was_done(problem):
     broken["blocks_1"]["mlp"]["fc1"]["kernel"] = broken["blocks_1"]["mlp"]["fc1"]["kernel"].at[0, 0].set(jnp.nan)
     done = []
     with pytest.raises(ValueError, match="layer blocks_1/mlp/fc1: NaN or infinity in the kernel"):
-        quantize_model(MODEL, broken, batches, QuantSpec(), on_layer=lambda r, *_: done.append(r.layer))
+        quantize(MODEL, broken, batches, blocks(), on_layer=lambda r, *_: done.append(r.layer))
     assert done == LAYERS[:6]

@@ -25,6 +25,8 @@ class Use:
     view: DotView | ConvView
     rows: int  # m, of each group
     multiplications: int
+    of_data: bool  # False where the inputs are constants, such as the first state of a recurrence
+    part: int  # which of several kernels that are joined for the product
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +115,8 @@ def find_layers(program: Program) -> Found:
         aval = program.avals[leaf]
         if not own:
             reasons[leaf] = others or "not used: no output depends on it"
+        elif not any(use.of_data for _, use in own):
+            reasons[leaf] = ", ".join(filter(None, ("multiplied by constants, not by data", others)))
         elif not jnp.issubdtype(aval.dtype, jnp.floating):
             reasons[leaf] = f"not floating point ({aval.dtype})"
         elif isinstance(parts := _parts(program, leaf, own), str):
@@ -128,7 +132,7 @@ def find_layers(program: Program) -> Found:
             f"no output of the function depends on a product of data and a parameter ({said or 'no parameters'})"
         )
     layers = _named(program, layers)
-    layers.sort(key=lambda layer: layer.uses[0].position)
+    layers.sort(key=lambda layer: (layer.uses[0].position, layer.uses[0].part))
     return Found(tuple(layers), reasons, partly)
 
 
@@ -136,6 +140,7 @@ def _walk(program: Program):
     """(uses with their layout, and other ways of being read) of each leaf."""
     leaves, data = program.depends
     exact: dict[int, tuple[int, Layout]] = {i: (i, Layout()) for i in range(len(program.leaves))}
+    joined: dict[int, tuple[int, list[int]]] = {}  # a concatenation of kernels: its dimension, and what it joins
     spread = dict.fromkeys(exact) | {i: i for i in exact}  # by layout or repetition
     products: dict[int, list[tuple[Layout, Use]]] = defaultdict(list)
     reads: dict[int, list[str]] = defaultdict(list)
@@ -151,45 +156,63 @@ def _walk(program: Program):
                     spread[made] = spread[v]
             if equation.outputs[0] in spread:
                 continue
+        if equation.name == "concatenate" and all(v in exact for v in equation.inputs):
+            joined[equation.outputs[0]] = equation.params["dimension"], list(equation.inputs)
+            continue
         for side, v in enumerate(equation.inputs):
-            if not isinstance(v, int) or v not in spread:
+            if not isinstance(v, int) or not (v in spread or v in joined):
                 continue
-            use = _product(program, equation, position, side, data) if v in exact else None
-            if use is not None:
-                products[exact[v][0]].append((exact[v][1], use))
-            else:
-                reads[spread[v]].append(_how(program, equation, side, leaves, data))
+            dimension, parts = joined.get(v, (None, [v]))
+            for k, part in enumerate(parts):
+                arguments = program, equation, position, side, k, parts, dimension
+                use = _product(*arguments) if part in exact else None
+                if use is not None:
+                    products[exact[part][0]].append((exact[part][1], use))
+                else:
+                    reads[spread[part]].append(_how(program, equation, side, leaves, data, part != v))
     for v in program.outputs:
         if isinstance(v, int) and v in spread:
             reads[spread[v]].append("returned as an output")
     return products, reads
 
 
-def _product(program: Program, equation: Equation, position: int, side: int, data: list[bool]) -> Use | None:
-    """The product of data with the operand on that side, None where the equation is none."""
+def _product(
+    program: Program, equation: Equation, position: int, side: int, k: int, parts: list[int], dimension: int | None
+) -> Use | None:
+    """The product of data (or constants) with the operand on that side, None where the equation is none.
+
+    The operand is parts[k], or where `dimension` is given that is one of the kernels joined along it, with its own
+    outputs.
+    """
     if equation.name not in ("dot_general", "conv_general_dilated"):
         return None
+    leaves, data = program.depends
     other = equation.inputs[1 - side]
-    if not isinstance(other, int) or not data[other]:
+    if not isinstance(other, int) or (leaves[other] and not data[other]):
         return None
     shapes = [program.avals[v].shape for v in equation.inputs]
-    out = math.prod(program.avals[equation.outputs[0]].shape)
+    shapes[side] = program.avals[parts[k]].shape
     if equation.name == "dot_general":
         view = DotView.of(equation, side, shapes)
         rows = math.prod(shapes[1 - side][i] for i in view.inputs[2])
-        inputs = math.prod(shapes[side][i] for i in view.kernel[1])
+        inputs, outputs = (math.prod(shapes[side][i] for i in view.kernel[k]) for k in (1, 2))
+        if dimension is not None and dimension not in view.kernel[2]:
+            return None
+        multiplications = view.groups * rows * inputs * outputs
     else:
-        if side != 1 or equation.params["batch_group_count"] > 1:
+        if side != 1 or equation.params["batch_group_count"] > 1 or dimension is not None:
             return None
         view = ConvView.of(equation, shapes[1])
-        out_channels = shapes[1][view.dimension_numbers.rhs_spec[0]]
-        rows, inputs = out // out_channels, math.prod(shapes[1]) // out_channels
-    if 0 in (rows, inputs, out):
-        return None
-    return Use(position, other, view, rows, out * inputs)
+        out = math.prod(program.avals[equation.outputs[0]].shape)
+        channels = shapes[1][view.dimension_numbers.rhs_spec[0]]
+        rows, inputs = out // channels, math.prod(shapes[1]) // channels
+        multiplications = out * inputs
+    return Use(position, other, view, rows, multiplications, data[other], k) if multiplications else None
 
 
-def _how(program, equation, side, leaves, data) -> str:
+def _how(program, equation, side, leaves, data, joined=False) -> str:
+    if joined:
+        return _READ["concatenate"]
     if equation.name == "conv_general_dilated" and side == 1 and any(data[v] for v in equation.reads):
         return "used in a convolution with batch groups"
     if equation.name == "gather" and side == 1:

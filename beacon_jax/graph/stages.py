@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from beacon_jax.graph.layers import Layer
-from beacon_jax.graph.trace import Constant, Program
+from beacon_jax.graph.trace import Constant, Equation, Program
 
 PASSES = 2.0  # how often a stage's equations may run for the statistics of all its layers and its output
 NEARLY = 1.25  # so many times the fewest bytes are hardly more
@@ -24,18 +25,22 @@ NEARLY = 1.25  # so many times the fewest bytes are hardly more
 class Piece:
     """A function of arrays made of a program's equations; equal to another of the same structure.
 
+    It holds no arrays, so that compiled code, which keeps it, keeps none.
+
     Attributes:
+      equations: in the order in which they run.
       leaves: the parameter leaves that it takes, by number, in order.
       given: the variables that it takes after them, in order.
       constants: the closed-over arrays that it takes last, in order.
-      size: the number of its equations.
+      dtypes: of all these variables, as traced.
+      wanted: the variables that it returns.
     """
 
-    program: Program
-    positions: tuple[int, ...]
+    equations: tuple[Equation, ...]
     leaves: tuple[int, ...]
     given: tuple[int, ...]
     constants: tuple[int, ...]
+    dtypes: tuple[Any, ...]
     wanted: tuple[int, ...]
     key: Any
 
@@ -52,25 +57,18 @@ class Piece:
     @property
     def size(self) -> int:
         """The number of its equations."""
-        return len(self.positions)
-
-    @property
-    def constant_values(self) -> list[jax.Array]:
-        """The values of `constants`."""
-        return [self.program.constants[v] for v in self.constants]
+        return len(self.equations)
 
     def __call__(
         self, leaves: Sequence[jax.Array], given: Sequence[jax.Array], constants: Sequence[jax.Array]
     ) -> list[jax.Array]:
-        """The values of the variables wanted; floating-point arrays are cast to the type that was traced."""
-        env = {}
-        for variables, values in ((self.leaves, leaves), (self.given, given), (self.constants, constants)):
-            for v, value in zip(variables, values, strict=True):
-                env[v] = value.astype(self.program.avals[v].dtype)
-        for position in self.positions:
-            equation = self.program.equations[position]
-            values = [env[a] if isinstance(a, int) else a.value for a in equation.inputs]
-            env.update(zip(equation.outputs, equation.run(*values), strict=True))
+        """The values of the variables wanted; arrays are cast to the type that was traced."""
+        variables = (*self.leaves, *self.given, *self.constants)
+        values = zip(variables, (*leaves, *given, *constants), self.dtypes, strict=True)
+        env = {v: jnp.asarray(value, dtype) for v, value, dtype in values}
+        for equation in self.equations:
+            operands = [env[a] if isinstance(a, int) else a.value for a in equation.inputs]
+            env.update(zip(equation.outputs, equation.run(*operands), strict=True))
         return [env[v] for v in self.wanted]
 
 
@@ -101,7 +99,9 @@ def piece(program: Program, given: Sequence[int], wanted: Sequence[int]) -> Piec
     used = {v for p in ordered for v in program.equations[p].reads} | set(wanted)
     given = tuple(v for v in given if v in used)
     key = _structure(program, ordered, (leaves, given, constants), wanted)
-    return Piece(program, ordered, leaves, given, constants, tuple(wanted), key)
+    dtypes = tuple(program.avals[v].dtype for v in (*leaves, *given, *constants))
+    equations = tuple(program.equations[p] for p in ordered)
+    return Piece(equations, leaves, given, constants, dtypes, tuple(wanted), key)
 
 
 def _structure(program, positions, inputs, wanted):

@@ -152,6 +152,8 @@ def trace(apply: Callable[[Any, Any], Any], params: Any, batch: Any, dtype: str 
         # Once more, wrappers opened and equal equations computed once.
         flat_avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in closed.in_avals]
         closed = _guarded(lambda: jax.make_jaxpr(_Opener(closed))(*flat_avals))
+    if any(isinstance(a, jax.core.Tracer) for a in closed.consts):
+        raise Unsupported("the function uses a traced value that an earlier call left behind; let it keep none")
     if closed.effects:
         raise Unsupported(
             f"the function has side effects ({', '.join(sorted(map(str, closed.effects)))}); "
@@ -192,6 +194,18 @@ def _guarded(run):
             "the function decides in Python, or computes in NumPy, by values that depend on parameters or data; "
             f"use jnp.where or lax.cond instead: {_first_line(error)}"
         ) from error
+    except Exception as error:
+        if not _is_trace_context(error):
+            raise
+        raise Unsupported(
+            "the function changes the state of an NNX module from outside the trace; merge the module inside it, with "
+            f"nnx.merge(graph, params, rest, copy=True): {_first_line(error)}"
+        ) from error
+
+
+def _is_trace_context(error: Exception) -> bool:
+    # Flax NNX's own error; this package does without Flax.
+    return type(error).__name__ == "TraceContextError"
 
 
 def _first_line(error) -> str:

@@ -3,14 +3,61 @@
 Letters (Beacon, arXiv 2508.20293): X (m, N) inputs of the layer in the float model, X̃ (m, N) inputs of the same layer
 in the model whose earlier layers are quantized. Everything is a sum over rows, so batches are folded in one at a time
 at constant memory, and statistics of disjoint batches (other hosts, other devices) add up.
+
+The sums are of x − s in place of x, with a shift s near the mean: what the inputs vary by keeps its precision however
+large their mean is, where X̃ᵀX̃ alone loses it in float32 from a mean of some hundred times the spread on. The mean is s
+plus a small correction, so it is known to more digits than one number of the dtype holds.
+
+Arrays may have leading axes (groups: the statistics of E layers of one shape are (E, N, N) and so on); rows are added
+to all of them under jax.vmap.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
-from beacon_jax.quant.sweep import matmul
+from beacon_jax.quant.products import matmul
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Sums over the rows x of one stream, w their weights: shift s, total Σw(x − s), products Σw(x − s)(x − s)ᵀ.
+
+    (N,), (N,) and (N, N), the last symmetric positive semidefinite, or None while it is not added up.
+    """
+
+    shift: jax.Array
+    total: jax.Array
+    products: jax.Array | None
+
+    @classmethod
+    def zeros(cls, n: int, dtype, *, products: bool = True) -> "Moments":
+        """Of no rows at all. The arrays are separate ones, so that they can be donated."""
+        return cls(jnp.zeros(n, dtype), jnp.zeros(n, dtype), jnp.zeros((n, n), dtype) if products else None)
+
+    def shifted(self, shift: jax.Array, count: jax.Array) -> "Moments":
+        """The same sums, of `count` rows, about another shift."""
+        step, count = self.shift - shift, count[..., None]
+        half = _outer(self.total + count / 2 * step, step)
+        products = None if self.products is None else self.products + (half + half.mT)
+        return Moments(shift, self.total + count * step, products)
+
+    def correction(self, count: jax.Array) -> jax.Array:
+        """(N,) mean − shift; 0 for no rows."""
+        return self.total / jnp.where(count > 0, count, 1)[..., None]
+
+    def mean(self, count: jax.Array) -> jax.Array:
+        """(N,); 0 for no rows."""
+        return self.shift + self.correction(count)
+
+    def variance_sums(self, count: jax.Array) -> jax.Array:
+        """(N,) weighted sums of squares about the mean, but for rounding at least 0."""
+        return jnp.diagonal(self.products, axis1=-2, axis2=-1) - self.total * self.correction(count)
 
 
 @jax.tree_util.register_dataclass
@@ -18,96 +65,242 @@ from beacon_jax.quant.sweep import matmul
 class GramStats:
     """Sums over the calibration rows of one layer.
 
-    H = X̃ᵀX̃ and, where X̃ differs from X, G = X̃ᵀX and F = XᵀX, each (N, N), H and F symmetric positive semidefinite;
-    sum_x = Xᵀ1 and sum_xt = X̃ᵀ1, each (N,); count is m, a float scalar. Float32, or float64 where the inputs were.
+    Fields:
+      x_tilde: moments of X̃, the inputs that the quantized layer will have.
+      count: sum of the rows' weights, which is m where none are given; a float scalar.
+      rows: number of rows of weight above 0, an int32 scalar.
+      x: moments of X, None where all rows came from one stream (X̃ = X).
+      cross: Σw(x̃ − s̃)(x − s)ᵀ, (N, N), None where all rows came from one stream.
 
-    Invariants: `cross` is (G, F, sum_x), or None where all rows came from one stream (X̃ = X): then G and F are H
-    itself, and a solver can tell so at trace time. F and sum_x are None only while rows are added up for which they
-    are known already (`zeros` with float_known), until `with_float` puts them in.
+    Float32, or float64 where asked for. H = X̃ᵀX̃, G = X̃ᵀX and F = XᵀX, each (N, N) and weighted, are put together on
+    demand; `centred` gives them without the means' part. With one stream G and F are H itself, and a solver can tell so
+    at trace time. `x` lacks its products only while rows are added up for which they are known already (`zeros` with
+    float_known), until `with_float` puts them in.
     """
 
-    H: jax.Array
-    sum_xt: jax.Array
+    x_tilde: Moments
     count: jax.Array
-    cross: tuple[jax.Array, jax.Array | None, jax.Array | None] | None = None
+    rows: jax.Array
+    x: Moments | None = None
+    cross: jax.Array | None = None
 
     @classmethod
-    def zeros(cls, n: int, dtype=jnp.float32, *, streams: int = 1, float_known: bool = False) -> "GramStats":
+    def zeros(
+        cls, n: int, dtype=jnp.float32, *, streams: int = 1, float_known: bool = False, groups: int | None = None
+    ) -> "GramStats":
         """Statistics of no rows at all, for inputs of width n.
 
         streams=2 makes room for X̃ ≠ X from the start; float_known leaves out what depends on X alone, a third of the
-        arithmetic.
+        arithmetic; groups=E gives every array a leading axis of E layers.
         """
+        x, cross = None, None
+        if streams == 2:
+            x, cross = Moments.zeros(n, dtype, products=not float_known), jnp.zeros((n, n), dtype)
+        stats = cls(Moments.zeros(n, dtype), jnp.zeros((), dtype), jnp.zeros((), jnp.int32), x, cross)
+        return stats if groups is None else jax.tree.map(lambda a: jnp.zeros((groups, *a.shape), a.dtype), stats)
 
-        def empty():  # arrays of their own each, so that the statistics can be donated to a jitted update
-            return jnp.zeros((n, n), dtype), jnp.zeros(n, dtype)
-
-        cross = None if streams == 1 else (empty()[0], *((None, None) if float_known else empty()))
-        return cls(*empty(), jnp.zeros((), dtype), cross)
+    @property
+    def H(self) -> jax.Array:
+        """X̃ᵀX̃, (N, N)."""
+        return self._whole(self.x_tilde.products, self.x_tilde, self.x_tilde)
 
     @property
     def G(self) -> jax.Array:
         """X̃ᵀX, (N, N)."""
-        return self.H if self.cross is None else self.cross[0]
+        return self.H if self.one_stream else self._whole(self.cross, self.x_tilde, self.x)
 
     @property
     def F(self) -> jax.Array:
         """XᵀX, (N, N)."""
-        return self.H if self.cross is None else self.cross[1]
+        return self.H if self.one_stream else self._whole(self.x.products, self.x, self.x)
+
+    @property
+    def centred(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """H, G, F of the inputs minus their means: H − m μ̃μ̃ᵀ, G − m μ̃μᵀ, F − m μμᵀ. With one stream all the same."""
+        S = self._centred(self.x_tilde.products, self.x_tilde, self.x_tilde)
+        if self.one_stream:
+            return S, S, S
+        return S, self._centred(self.cross, self.x_tilde, self.x), self._centred(self.x.products, self.x, self.x)
+
+    def _centred(self, products, a, b):
+        return products - _outer(a.total, b.correction(self.count))
+
+    def _whole(self, products, a, b):
+        means = _outer(a.mean(self.count), b.mean(self.count))
+        return self._centred(products, a, b) + self.count[..., None, None] * means
 
     @property
     def sum_x(self) -> jax.Array:
         """Xᵀ1, (N,)."""
-        return self.sum_xt if self.cross is None else self.cross[2]
+        return self.means()[0] * self.count[..., None]
+
+    @property
+    def sum_xt(self) -> jax.Array:
+        """X̃ᵀ1, (N,)."""
+        return self.means()[1] * self.count[..., None]
 
     @property
     def one_stream(self) -> bool:
         """Whether all rows came from one stream, so that G = F = H."""
-        return self.cross is None
+        return self.x is None
 
     @property
     def width(self) -> int:
         """N."""
-        return self.H.shape[0]
+        return self.x_tilde.shift.shape[-1]
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """The leading axes: () for one layer."""
+        return self.count.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the sums."""
+        return self.x_tilde.shift.dtype
 
     @property
     def dead(self) -> jax.Array:
         """(N,) bool: inputs that are zero in every row of X̃, whose codes change nothing in the output."""
-        return jnp.diagonal(self.H) == 0
+        own = self.x_tilde
+        return (own.shift == 0) & (jnp.diagonal(own.products, axis1=-2, axis2=-1) == 0)
 
     def means(self) -> tuple[jax.Array, jax.Array]:
-        """Column means of X and of X̃, each (N,)."""
-        return self.sum_x / self.count, self.sum_xt / self.count
+        """Column means of X and of X̃, each (N,); 0 for no rows."""
+        return (self.x_tilde if self.one_stream else self.x).mean(self.count), self.x_tilde.mean(self.count)
 
-    def update(self, x: jax.Array, x_tilde: jax.Array | None = None) -> "GramStats":
-        """Adds the rows of x (…, N), and of x_tilde where X̃ differs from X. Raises ValueError on another width."""
+    @property
+    def mean_change(self) -> jax.Array:
+        """(N,) mean of X minus mean of X̃, with the digits that their difference has and they themselves have not."""
+        if self.one_stream:
+            return jnp.zeros_like(self.x_tilde.shift)
+        a, b = self.x, self.x_tilde
+        return (a.shift - b.shift) + (a.correction(self.count) - b.correction(self.count))
+
+    def astype(self, dtype) -> "GramStats":
+        """The same sums in another dtype."""
+        return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, self)
+
+    def update(self, x: jax.Array, x_tilde: jax.Array | None = None, weights: jax.Array | None = None) -> "GramStats":
+        """Adds the rows of x (…, N), and of x_tilde where X̃ differs from X.
+
+        weights: (m,), one for each of the m rows, or an array that broadcasts to x.shape[:-1]; finite, at least 0.
+        A row of weight 0 counts nowhere, whatever it holds.
+
+        Raises:
+          ValueError: another width; other rows in x_tilde than in x; weights that fit neither form or (where their
+            values are known, outside of jit) are below 0 or not finite.
+        """
         for name, rows in (("x", x), ("x_tilde", x_tilde)):
             if rows is not None and rows.shape[-1] != self.width:
                 raise ValueError(f"{name} has width {rows.shape[-1]}, but these statistics are for {self.width} inputs")
-        x = x.reshape(-1, self.width).astype(self.H.dtype)
-        rows = jnp.asarray(x.shape[0], self.H.dtype)
-        if x_tilde is None:
-            return self.combine(GramStats(matmul(x.T, x), x.sum(0), rows))
-        x_tilde = x_tilde.reshape(-1, self.width).astype(self.H.dtype)
-        if x_tilde.shape != x.shape:
-            raise ValueError(f"x and x_tilde must have the same rows, got {x.shape} and {x_tilde.shape}")
-        float_known = self.cross is not None and self.cross[1] is None
-        cross = matmul(x_tilde.T, x), *((None, None) if float_known else (matmul(x.T, x), x.sum(0)))
-        return self.combine(GramStats(matmul(x_tilde.T, x_tilde), x_tilde.sum(0), rows, cross))
+        if x_tilde is not None:
+            x_tilde = x_tilde.reshape(-1, self.width)
+            if x_tilde.shape[0] != math.prod(x.shape[:-1]):
+                raise ValueError(f"x and x_tilde must have the same rows, got {x.shape} and {x_tilde.shape}")
+        weights = None if weights is None else _row_weights(weights, x.shape[:-1])
+        stats = self if x_tilde is None else self._with_cross()
+        return _add_rows(stats, x.reshape(-1, self.width), x_tilde, weights)
 
     def combine(self, other: "GramStats") -> "GramStats":
         """Statistics of the rows of both."""
-        if self.one_stream != other.one_stream:
-            self, other = self._with_cross(), other._with_cross()
-        return jax.tree.map(jnp.add, self, other)
+        a, b = self, other
+        if a.one_stream != b.one_stream:
+            a, b = a._with_cross(), b._with_cross()
+        some = (a.count > 0)[..., None]  # else a's shift is that of no rows
+        shift = jnp.where(some, a.x_tilde.shift, b.x_tilde.shift)
+        float_shift = None if a.one_stream else jnp.where(some, a.x.shift, b.x.shift)
+        a, b = a._shifted(shift, float_shift), b._shifted(shift, float_shift)
+        return GramStats(
+            _joined(a.x_tilde, b.x_tilde),
+            a.count + b.count,
+            a.rows + b.rows,
+            None if a.one_stream else _joined(a.x, b.x),
+            None if a.one_stream else a.cross + b.cross,
+        )
 
     def float_part(self) -> "GramStats":
         """Statistics of X alone, as one stream."""
-        return GramStats(self.F, self.sum_x, self.count)
+        return GramStats(self.x_tilde if self.one_stream else self.x, self.count, self.rows)
 
     def with_float(self, stats: "GramStats") -> "GramStats":
         """These statistics of two streams, with what depends on X alone taken from `stats`, of the same rows."""
-        return dataclasses.replace(self, cross=(self.G, stats.H, stats.sum_xt))
+        return dataclasses.replace(self._shifted(self.x_tilde.shift, stats.x_tilde.shift), x=stats.x_tilde)
+
+    def _shifted(self, shift, float_shift):
+        """The same sums about these shifts of X̃ and of X."""
+        x_tilde = self.x_tilde.shifted(shift, self.count)
+        if self.one_stream:
+            return dataclasses.replace(self, x_tilde=x_tilde)
+        # One shift after the other.
+        cross = self.cross + _outer(self.x_tilde.shift - shift, self.x.total)
+        cross = cross + _outer(x_tilde.total, self.x.shift - float_shift)
+        return dataclasses.replace(self, x_tilde=x_tilde, x=self.x.shifted(float_shift, self.count), cross=cross)
 
     def _with_cross(self):
-        return dataclasses.replace(self, cross=(self.G, self.F, self.sum_x))
+        if not self.one_stream:
+            return self
+        return dataclasses.replace(self, x=self.x_tilde, cross=self.x_tilde.products)
+
+
+@jax.jit
+def _add_rows(stats: GramStats, x, x_tilde, weights) -> GramStats:
+    """The statistics with the rows of x (m, N), x_tilde the same or None, weights (m,) or None."""
+    dtype = stats.dtype
+    if weights is None:
+        count, rows = jnp.asarray(x.shape[0], dtype), jnp.asarray(x.shape[0], jnp.int32)
+        root = counted = None
+    else:
+        weights = weights.astype(dtype)
+        count, rows = weights.sum(), (weights != 0).sum(dtype=jnp.int32)
+        # Roots, so that the products are those of a matrix with itself.
+        root, counted = jnp.sqrt(weights)[:, None], (weights != 0)[:, None]
+
+    def weighted(x):
+        return x if root is None else x * root
+
+    def mean(x):
+        return weighted(weighted(x)).sum(0) / jnp.where(count > 0, count, 1)
+
+    def add(moments, x):
+        """The moments with the rows x, and the rows as they are multiplied."""
+        x = x.astype(dtype) if counted is None else jnp.where(counted, x.astype(dtype), 0)
+        shift = lax.cond(stats.count > 0, lambda x: moments.shift, mean, x)
+        x = weighted(x - shift[None, :])
+        products = None if moments.products is None else moments.products + matmul(x.T, x)
+        return Moments(shift, moments.total + weighted(x).sum(0), products), x
+
+    new, rows_tilde = add(stats.x_tilde, x if x_tilde is None else x_tilde)
+    if stats.one_stream:
+        return GramStats(new, stats.count + count, stats.rows + rows)
+    new_float, rows_x = add(stats.x, x)
+    cross = stats.cross + matmul(rows_tilde.T, rows_x)
+    return GramStats(new, stats.count + count, stats.rows + rows, new_float, cross)
+
+
+def _row_weights(weights, shape: tuple[int, ...]) -> jax.Array:
+    """(m,) weights of the rows of an array (*shape, N)."""
+    weights, m = jnp.asarray(weights), math.prod(shape)
+    if weights.shape != (m,):
+        try:
+            weights = jnp.broadcast_to(weights, shape).reshape(m)
+        except ValueError as error:
+            raise ValueError(
+                f"weights of shape {weights.shape} neither are one for each of {m} rows nor broadcast to {shape}"
+            ) from error
+    if not isinstance(weights, jax.core.Tracer):
+        values = np.asarray(weights)
+        if not np.all(np.isfinite(values) & (values >= 0)):
+            raise ValueError("row weights must be finite and at least 0")
+    return weights
+
+
+def _joined(a: Moments, b: Moments) -> Moments:
+    """The sums of both, about the shift that they share."""
+    products = None if a.products is None or b.products is None else a.products + b.products
+    return Moments(a.shift, a.total + b.total, products)
+
+
+def _outer(a, b):
+    """(…, N, N) products a_i b_j."""
+    return a[..., :, None] * b[..., None, :]

@@ -1,39 +1,84 @@
-"""How well a quantized kernel reproduces its layer's output, from Gram statistics."""
+"""How well a quantized kernel reproduces its layer's output, from Gram statistics.
+
+The part of an error that is the same in every row, n·(μᵀw − μ̃ᵀŵ)², is computed apart from what varies, and all of it in
+float64 where the inputs' mean is many times their spread (see precision.py; not inside jit or vmap).
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 
 from beacon_jax.quant.gram import GramStats
+from beacon_jax.quant.precision import in_dtype, mean_over_spread, working_dtype
+from beacon_jax.quant.products import matmul, quadratic_form
 from beacon_jax.quant.quantized import QuantizedMatrix
-from beacon_jax.quant.sweep import matmul, quadratic_form
 
 
 def relative_output_error(kernel: jax.Array, quantized: QuantizedMatrix, stats: GramStats) -> jax.Array:
-    """‖XW − X̃Ŵ‖² / ‖XW‖² over all channels, a scalar; 0 where XW = 0 = X̃Ŵ. kernel (N, C)."""
-    error, target = output_errors(kernel, quantized, stats)
-    return jnp.where(error.sum() > 0, error.sum() / target.sum(), 0)
+    """‖XW − X̃Ŵ‖² / ‖XW‖² over all channels (and groups), a scalar; 0 where XW = 0 = X̃Ŵ.
+
+    kernel (N, C), or (E, N, C) with statistics of E groups. The dtype is that of the statistics.
+    """
+    return _measure(_relative_error, kernel, quantized, stats)
 
 
 def cosines(kernel: jax.Array, quantized: QuantizedMatrix, stats: GramStats) -> jax.Array:
-    """cos∠(Xw, X̃ŵ) per channel, (C,), offset included; 0 where either output is zero. kernel (N, C)."""
-    return _cosines(jnp.asarray(kernel, stats.H.dtype), quantized.dequantize(), stats)
+    """cos∠(Xw, X̃ŵ) per channel, offset included; 0 where either output is zero.
+
+    (C,) for a kernel (N, C), (E, C) for one of E groups (E, N, C). The dtype is that of the statistics.
+    """
+    return _measure(_cosines, kernel, quantized, stats)
+
+
+_mean_over_spread = jax.jit(mean_over_spread)
+
+
+def _measure(measure, kernel, quantized, stats):
+    dtype = working_dtype(stats.dtype, _mean_over_spread(stats))
+    with in_dtype(dtype):
+        W, W_hat = jnp.asarray(kernel, dtype), jnp.asarray(quantized.dequantize(), dtype)
+        return measure(W, W_hat, stats.astype(dtype)).astype(stats.dtype)
+
+
+def _each_group(function):
+    """`function` of (N, C) kernels and statistics of one layer, for those with leading axes too."""
+
+    @functools.wraps(function)
+    def run(W, W_hat, stats):
+        return (function if W.ndim == 2 else jax.vmap(run))(W, W_hat, stats)
+
+    return run
 
 
 @jax.jit
-def output_errors(kernel: jax.Array, quantized: QuantizedMatrix, stats: GramStats) -> tuple[jax.Array, jax.Array]:
-    """‖Xw − X̃ŵ‖² and ‖Xw‖² per channel, each (C,). kernel (N, C)."""
-    W, W_hat = jnp.asarray(kernel, stats.H.dtype), quantized.dequantize()
+def _relative_error(W, W_hat, stats):
+    error, target = (sums.sum() for sums in _output_errors(W, W_hat, stats))
+    return jnp.where(error > 0, error / target, 0)
+
+
+@_each_group
+def _output_errors(W, W_hat, stats):
     # ‖X̃E + (X − X̃)W‖² with E = W − Ŵ: no cancellation of large terms when Ŵ ≈ W and X̃ ≈ X.
     E = W - W_hat
-    error = quadratic_form(stats.H, E)
+    S, C, F = stats.centred
+    mean_x, mean_xt = stats.means()
+    error, shift = quadratic_form(S, E), matmul(mean_xt, E)
     if not stats.one_stream:
-        change = stats.F - stats.G - stats.G.T + stats.H
-        error = error + 2 * (E * matmul(stats.G - stats.H, W)).sum(0) + quadratic_form(change, W)
-    return jnp.maximum(error, 0), quadratic_form(stats.F, W)
+        error = error + 2 * (E * matmul(C - S, W)).sum(0) + quadratic_form(F - C - C.T + S, W)
+        shift = shift + matmul(stats.mean_change, W)
+    target = quadratic_form(F, W) + stats.count * jnp.square(matmul(mean_x, W))
+    return jnp.maximum(error, 0) + stats.count * jnp.square(shift), target
 
 
 @jax.jit
+@_each_group
 def _cosines(W, W_hat, stats):
-    cross = (W_hat * matmul(stats.G, W)).sum(0)
-    norm = jnp.sqrt(jnp.maximum(quadratic_form(stats.F, W) * quadratic_form(stats.H, W_hat), 0))
+    S, C, F = stats.centred
+    y, v = (matmul(mean, kernel) for mean, kernel in zip(stats.means(), (W, W_hat), strict=True))
+    cross = (W_hat * matmul(C, W)).sum(0) + stats.count * y * v
+    squares = [
+        jnp.maximum(quadratic_form(M, Q), 0) + stats.count * jnp.square(u) for M, Q, u in ((F, W, y), (S, W_hat, v))
+    ]
+    norm = jnp.sqrt(squares[0]) * jnp.sqrt(squares[1])
     return jnp.where(norm > 0, cross / jnp.where(norm > 0, norm, 1), 0)

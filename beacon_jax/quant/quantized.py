@@ -13,7 +13,7 @@ class QuantizedMatrix:
 
     Invariants: codes (N, C) uint8, every entry < K; alphabet (K,) ascending, float; scale (C,) float, finite, of
     either sign; offset (C,) float, or None for no offset. alphabet, scale and offset share one dtype, which is the
-    dtype of the dequantized kernel.
+    dtype of the dequantized kernel. For E groups codes are (E, N, C), scale and offset (E, C); alphabet stays (K,).
 
     `info` holds (…, C) arrays that the method reports about its solve (Beacon: cosine, sweeps, fixed_point and
     cosine_history). It is no part of the quantized weights and is not saved.
@@ -26,12 +26,12 @@ class QuantizedMatrix:
     info: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(N, C) of the kernel."""
+    def shape(self) -> tuple[int, ...]:
+        """(N, C) or (E, N, C) of the kernel."""
         return self.codes.shape
 
     def dequantize(self) -> jax.Array:
-        """The (N, C) kernel Ŵ."""
+        """The kernel Ŵ, of the shape of the codes."""
         kernel = self.scale[..., None, :] * self.alphabet[self.codes.astype(jnp.int32)]
         return kernel if self.offset is None else kernel + self.offset[..., None, :]
 
@@ -42,7 +42,7 @@ class QuantizedMatrix:
 
     def first_channels(self, count: int) -> "QuantizedMatrix":
         """The same of the first `count` output channels alone."""
-        if count == self.shape[1]:
+        if count == self.shape[-1]:
             return self
         codes, scale, offset, info = jax.tree.map(
             lambda a: a[..., :count], (self.codes, self.scale, self.offset, self.info)

@@ -8,8 +8,8 @@ is entered. The same again inside the block, 8 rows at a time, so that what foll
 from M and Q.
 """
 
+import dataclasses
 import functools
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,109 +18,140 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-STRIPES = 4  # pieces of a triangular product, each as long as what is not zero
+from beacon_jax.quant.products import STRIPES, matmul
+
 INNER = 8  # rows whose products follow every single choice
 
 
-def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a @ b in true float32 (float64) on every backend.
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """How one coordinate of one channel is chosen; scalars in and out, vmapped over the channels by the loop.
 
-    TF32 and bfloat16 products, the default on GPU and TPU, lose the small eigenvalues that the solvers live on.
+    Fields:
+      choose: `choose(constants, shared_t, rows_t, products, q_t, state) -> q_t`; `products` holds the scalar (M Q)_t
+        for each matrix M, with Q as it stands when t is visited.
+      update: `update(constants, shared_t, rows_t, products, old_q_t, q_t, state) -> state`, its products those after
+        the change; None where the state stays as it is. A function of its own, from the chosen value as it was stored:
+        XLA would otherwise repeat the whole choice for every number that depends on it.
+
+    Neither may close over arrays: everything comes as an argument, so that the same functions can run in a kernel.
     """
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
+    choose: Callable
+    update: Callable | None = None
 
-def lower_matmul(M: jax.Array, Q: jax.Array) -> jax.Array:
-    """tril(M) @ Q for (N, N) and (N, C), in less time than the whole product."""
-    M, N = jnp.tril(M), M.shape[0]
-    edges = [N * i // STRIPES for i in range(STRIPES + 1)] if N >= 256 else [0, N]
-    return jnp.concatenate([matmul(M[i:j, :j], Q[:j]) for i, j in itertools.pairwise(edges)])
-
-
-def quadratic_form(M: jax.Array, Q: jax.Array) -> jax.Array:
-    """(C,) values qᵀMq for the columns q of Q, M symmetric."""
-    return (Q * (2 * lower_matmul(M, Q) - jnp.diagonal(M)[:, None] * Q)).sum(0)
+    def over_channels(self) -> tuple[Callable, Callable]:
+        """`choose` and `update` for all channels at once."""
+        choose = jax.vmap(self.choose, in_axes=(None, None, 0, 0, 0, 0))
+        if self.update is None:
+            return choose, lambda *args: args[-1]
+        return choose, jax.vmap(self.update, in_axes=(None, None, 0, 0, 0, 0, 0))
 
 
 def blocked_pass(
-    choose: Callable,
+    rule: Rule,
     matrices: Sequence[jax.Array],
+    constants: Any,
     shared: Any,
     rows: Any,
     Q: jax.Array,
     state: Any = (),
-    update: Callable | None = None,
     *,
     block_size: int,
     lower: bool = False,
 ) -> tuple[jax.Array, Any]:
-    """Visits the coordinates in order and lets `choose` set each row of Q.
-
-    `choose` and `update` are written for ONE channel and vmapped over the channels here. The state is updated in a
-    function of its own, from the chosen value as it was stored: XLA would otherwise repeat the whole choice for every
-    number that depends on it.
+    """Visits the coordinates in order and lets `rule` set each row of Q.
 
     Args:
-      choose: `choose(shared_t, rows_t, products, q_t, state) -> q_t`; `products` holds the scalar (M Q)_t for each
-        matrix M, with Q as it stands when t is visited.
+      rule: how a coordinate is chosen.
       matrices: (N, N) arrays M.
+      constants: pytree of arrays, the same for every coordinate and channel.
       shared: pytree of (N,) arrays, the same for every channel.
       rows: pytree of (N, C) arrays.
       Q: (N, C), the values to be visited.
       state: pytree of (C,) arrays carried along.
-      update: `update(shared_t, rows_t, products, old_q_t, q_t, state) -> state`, its products those after the change.
       block_size: B, must divide N (see `pad_rows`, `pad_square`).
       lower: promises that Q is zero, so that only what lies before a block can contribute to it.
 
     Returns:
       Q and state after the pass.
     """
-    size, inner = block_size, math.gcd(block_size, INNER)
-    choose = jax.vmap(choose, in_axes=(None, 0, 0, 0, 0))
-    update = jax.vmap(update, in_axes=(None, 0, 0, 0, 0, 0)) if update else lambda *args: args[-1]
+    size = block_size
 
-    def visit_block(b, carry):
+    def enter_block(b, carry):
         Q, state = carry
         start = b * size
         stripes = [_slice(M, start, size) for M in matrices]
         corners = [_slice(stripe, start, size, axis=1) for stripe in stripes]
-        before = _slice(Q, start, size)
         if lower:
-            fixed = [_prefix_product(stripe, Q, b, size) for stripe in stripes]
+            outside = [_prefix_product(stripe, Q, b, size) for stripe in stripes]
         else:
             # Without the block's own part, which changes.
             rest = [
                 _put(stripe, jnp.zeros_like(corner), start, axis=1)
                 for stripe, corner in zip(stripes, corners, strict=True)
             ]
-            fixed = [matmul(stripe, Q) for stripe in rest]
-
-        def visit_inner(i, carry):
-            block, state = carry
-            at = i * inner
-            corner_rows = [_slice(corner, at, inner) for corner in corners]
-            squares = [_slice(r, at, inner, axis=1) for r in corner_rows]
-            products = [_slice(f, at, inner) + matmul(r, block) for f, r in zip(fixed, corner_rows, strict=True)]
-            inner_before = _slice(before, at, inner)
-
-            def visit_row(t, carry):
-                products, block, state = carry
-                shared_t, rows_t = jax.tree.map(lambda a: _row(a, start + at + t), (shared, rows))
-                old = _row(inner_before, t)
-                chosen = choose(shared_t, rows_t, [_row(v, t) for v in products], old, state)
-                block = _put(block, chosen[None], at + t)
-                chosen = _row(block, at + t)
-                change = (chosen - old)[None]
-                products = [v + _slice(s, t, 1, axis=1) * change for v, s in zip(products, squares, strict=True)]
-                return products, block, update(shared_t, rows_t, [_row(v, t) for v in products], old, chosen, state)
-
-            _, block, state = lax.fori_loop(0, inner, visit_row, (products, block, state))
-            return block, state
-
-        block, state = lax.fori_loop(0, size // inner, visit_inner, (before, state))
+            outside = [matmul(stripe, Q) for stripe in rest]
+        block, state = visit_block(
+            rule, corners, outside, constants, shared, rows, _slice(Q, start, size), state, start
+        )
         return _put(Q, block, start), state
 
-    return lax.fori_loop(0, Q.shape[0] // size, visit_block, (Q, state))
+    return lax.fori_loop(0, Q.shape[0] // size, enter_block, (Q, state))
+
+
+def visit_block(
+    rule: Rule,
+    corners: Sequence[jax.Array],
+    outside: Sequence[jax.Array],
+    constants: Any,
+    shared: Any,
+    rows: Any,
+    block: jax.Array,
+    state: Any,
+    start: jax.Array | int = 0,
+) -> tuple[jax.Array, Any]:
+    """One block of `blocked_pass`, which needs nothing from outside of it but what is passed.
+
+    Args:
+      rule, constants, state: as for `blocked_pass`.
+      corners: (B, B), the block's own part of each matrix.
+      outside: (B, C), what the rest of Q contributes to each matrix's product.
+      shared, rows: as for `blocked_pass`; row `start` of them belongs to the block's first.
+      block: (B, C), its rows of Q.
+
+    Returns:
+      The block of Q and the state after it.
+    """
+    choose, update = rule.over_channels()
+    size = block.shape[0]
+    inner = math.gcd(size, INNER)
+    before = block
+
+    def visit_inner(i, carry):
+        block, state = carry
+        at = i * inner
+        corner_rows = [_slice(corner, at, inner) for corner in corners]
+        squares = [_slice(r, at, inner, axis=1) for r in corner_rows]
+        products = [_slice(f, at, inner) + matmul(r, block) for f, r in zip(outside, corner_rows, strict=True)]
+        inner_before = _slice(before, at, inner)
+
+        def visit_row(t, carry):
+            products, block, state = carry
+            shared_t, rows_t = jax.tree.map(lambda a: _row(a, start + at + t), (shared, rows))
+            old = _row(inner_before, t)
+            chosen = choose(constants, shared_t, rows_t, [_row(v, t) for v in products], old, state)
+            block = _put(block, chosen[None], at + t)
+            chosen = _row(block, at + t)
+            change = (chosen - old)[None]
+            products = [v + _slice(s, t, 1, axis=1) * change for v, s in zip(products, squares, strict=True)]
+            state = update(constants, shared_t, rows_t, [_row(v, t) for v in products], old, chosen, state)
+            return products, block, state
+
+        _, block, state = lax.fori_loop(0, inner, visit_row, (products, block, state))
+        return block, state
+
+    return lax.fori_loop(0, size // inner, visit_inner, (block, state))
 
 
 def _prefix_product(stripe, Q, b, size):

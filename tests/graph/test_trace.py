@@ -17,7 +17,7 @@ def evaluated(program, params, batch):
     return whole(
         [jnp.asarray(leaves[v]) for v in whole.leaves],
         [jnp.asarray(given[v - len(leaves)]) for v in whole.given],
-        whole.constant_values,
+        [program.constants[v] for v in whole.constants],
     )
 
 

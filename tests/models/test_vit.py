@@ -6,8 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from beacon_jax.models.capture import apply_with_inputs
-from beacon_jax.models.stages import Stage, stages_of
 from beacon_jax.models.vit import NORMALIZATION, VARIANTS, ViT, create_vit
 
 TINY = ViT(image_size=8, patch_size=4, width=12, depth=2, heads=3, channels=2, classes=5)
@@ -123,47 +121,6 @@ def test_every_layer_norm_has_timms_epsilon(tiny):
     with nn.intercept_methods(record):
         TINY.apply({"params": params}, images)
     assert seen == [1e-6] * 5
-
-
-def test_stages_in_order_are_the_whole_model(tiny):
-    images, params = tiny
-    x = images
-    for stage in TINY.stages():
-        x, _ = apply_with_inputs(stage.module, stage.select(params), x, stage.method)
-    np.testing.assert_array_equal(x, TINY.apply({"params": params}, images))
-    assert TINY.stages()[1].module == TINY.stages()[2].module  # so that blocks share compiled code
-
-
-def test_a_model_without_stages_is_one():
-    dense = nn.Dense(3)
-    assert stages_of(dense) == [Stage(dense)]
-
-
-def test_capture_gives_the_inputs_in_call_order(tiny):
-    images, params = tiny
-    y, inputs = apply_with_inputs(TINY, params, images)
-    np.testing.assert_array_equal(y, TINY.apply({"params": params}, images))
-    block = ["attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2"]
-    assert list(inputs) == ["patch_embed/proj", *(f"blocks_{i}/{n}" for i in range(2) for n in block), "head"]
-    head = params["head"]
-    np.testing.assert_allclose(inputs["head"] @ head["kernel"] + head["bias"][None], y, rtol=1e-5, atol=1e-6)
-    assert inputs["blocks_0/mlp/fc2"].shape == (3 * 5, 48)
-
-
-def test_capture_joins_the_calls_of_a_shared_layer(rng):
-    class Twice(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            layer = nn.Dense(4, name="shared")
-            return layer(layer(x))
-
-    x = jnp.asarray(rng.normal(size=(5, 2, 4)), jnp.float32)
-    params = Twice().init(jax.random.key(0), x)["params"]
-    _, inputs = apply_with_inputs(Twice(), params, x)
-    first = x.reshape(-1, 4)
-    np.testing.assert_allclose(
-        inputs["shared"], jnp.concatenate([first, first @ params["shared"]["kernel"]]), rtol=1e-5
-    )
 
 
 def test_errors(tiny):

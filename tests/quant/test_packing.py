@@ -7,7 +7,7 @@ from beacon_jax.quant.packing import bits_per_code, pack_codes, unpack_codes
 @pytest.mark.parametrize(("levels", "bits"), [(2, 1), (3, 2), (4, 2), (5, 3), (6, 3), (8, 3), (16, 4), (256, 8)])
 def test_round_trip(rng, levels, bits):
     assert bits_per_code(levels) == bits
-    for shape in ((1, 1), (7, 3), (64, 48)):
+    for shape in ((1, 1), (7, 3), (64, 48), (2, 3, 5)):
         codes = rng.integers(levels, size=shape).astype(np.uint8)
         packed = pack_codes(codes, levels)
         assert packed.dtype == np.uint8 and packed.size == -(-codes.size * bits // 8)

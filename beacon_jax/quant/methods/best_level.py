@@ -2,14 +2,16 @@
 
 import jax.numpy as jnp
 
+from beacon_jax.quant.precision import tie_tolerance
+
 
 def best_level(levels, first, a, c, h, d, H_tt, size):
     """The level p of largest f(p) = (a + p h) / √(c + 2 p d + p² H_tt), in O(1); scalars of one channel.
 
-    `first` is the level for an empty running sum, the one nearest to w_t/s (see `quantize`); `size` is the magnitude of
-    the terms that cancelled in c. Ties take the lower level.
+    `first` is the level for an empty running sum, the one nearest to w_t/s (see `beacon.solve`); `size` is the
+    magnitude of the terms that cancelled in c. Ties take the lower level.
     """
-    tol = float(jnp.finfo(jnp.result_type(c)).eps) ** 0.8
+    tol = tie_tolerance(jnp.result_type(c))
     num, den = h * c - a * d, a * H_tt - h * d
     # One stationary point num/den: a maximum between two neighbouring levels, or else the ends are best.
     peaked = den > 0

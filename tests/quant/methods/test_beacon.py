@@ -6,22 +6,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from beacon_jax.quant import beacon, oracle
 from beacon_jax.quant.alphabets import NAMED, Levels, make_alphabet
-from tests.quant.problems import KINDS, gram, make_problem
+from beacon_jax.quant.methods import beacon, oracle
+from beacon_jax.quant.methods.table import METHODS
+from tests.quant.problems import KINDS, gram, levels_of, make_problem
 
 SWEEPS = 4
-SHAPES = [(1, 3), (2, 4), (3, 5), (8, 4), (21, 7), (40, 16), (64, 6)]
-USER_ALPHABETS = [(-3.0, -1.0, 0.0, 0.5, 2.0), (1.0, 2.0, 4.0)]
+SHAPES = [(1, 3), (3, 5), (8, 4), (21, 7), (40, 16)]
+USER_ALPHABETS = [(-3.0, -1.0, 0.0, 0.5, 2.0), (1.0, 2.0, 4.0, 5.0, 9.0)]  # of one length, which is one compilation
 ALPHABETS = [*NAMED, *USER_ALPHABETS]
 
 
 def quantize64(W, X, X_tilde, alphabet, **options):
-    return beacon.quantize(jnp.asarray(W), gram(X, X_tilde), alphabet, **{"sweeps": SWEEPS, **options})
-
-
-def levels_of(result):
-    return np.asarray(result.alphabet)[np.asarray(result.codes)]
+    return METHODS["beacon"](jnp.asarray(W), gram(X, X_tilde), alphabet, **{"sweeps": SWEEPS, **options})
 
 
 def true_cosines(W, X, X_tilde, q):
@@ -39,12 +36,12 @@ def oracle_problems(N, C):
 
 @pytest.mark.parametrize(("N", "C"), SHAPES)
 def test_equals_the_oracle(x64, N, C):
-    """Float64: equal codes, scales, cosines. Float32: the same cosine but for a few near-ties. 7 × 32 problems."""
+    """Float64: equal codes, scales, cosines. Float32: the same cosine but for a few near-ties. 5 × 32 problems."""
     differences = []
     for kind, name, W, X, X_tilde in oracle_problems(N, C):
         alphabet = make_alphabet(name)
         q, c, history, fixed = oracle.beacon(W, X, X_tilde, alphabet, SWEEPS)
-        if N > 8:  # as two streams; the smaller sizes test statistics of one as well, which compile once more
+        if N != 8:  # as two streams; one size tests statistics of one as well, which compile once more
             X_tilde = X_tilde.copy()
         # Blocks of 16, so that the larger problems have several.
         result = quantize64(W, X, X_tilde, alphabet, block_size=16)
@@ -52,11 +49,14 @@ def test_equals_the_oracle(x64, N, C):
         np.testing.assert_allclose(result.scale, c, rtol=1e-8, atol=1e-12)
         np.testing.assert_allclose(result.info["cosine_history"], history, atol=1e-9)
         np.testing.assert_array_equal(result.info["fixed_point"], fixed)
-        single = beacon.quantize(jnp.asarray(W, jnp.float32), gram(X, X_tilde, jnp.float32), alphabet, sweeps=SWEEPS)
+        if N < 8:
+            continue
+        single = METHODS["beacon"](jnp.asarray(W, jnp.float32), gram(X, X_tilde, jnp.float32), alphabet, sweeps=SWEEPS)
         differences.append(true_cosines(W, X, X_tilde, levels_of(single)) - np.abs(history[-1]))
-    differences = np.concatenate(differences)
-    assert np.mean(np.abs(differences) <= 1e-5) >= 0.98
-    assert differences.mean() >= -1e-5
+    if differences:
+        differences = np.concatenate(differences)
+        assert np.mean(np.abs(differences) <= 1e-5) >= 0.98
+        assert differences.mean() >= -1e-5
 
 
 @pytest.mark.parametrize("name", ALPHABETS, ids=str)
@@ -96,7 +96,7 @@ def test_the_cosine_never_falls(x64, kind, dtype):
     rng = np.random.default_rng(7)
     for name in ("1.58", "2", "4", "int3"):
         W, X, X_tilde = make_problem(rng, kind, 40, 16)
-        result = beacon.quantize(jnp.asarray(W, dtype), gram(X, X_tilde, dtype), make_alphabet(name), sweeps=8)
+        result = METHODS["beacon"](jnp.asarray(W, dtype), gram(X, X_tilde, dtype), make_alphabet(name), sweeps=8)
         steps = np.diff(np.asarray(result.info["cosine_history"]), axis=0)
         assert steps.min() >= -4 * np.finfo(dtype).eps
 
@@ -149,7 +149,7 @@ def test_block_size_chunks_and_jit_do_not_change_the_codes(x64, rng):
 
 def test_one_trace_per_layer_shape(rng):
     """Every evenly spaced symmetric alphabet, and any data, shares the compiled solver of its shape."""
-    traced = jax.jit(chex.assert_max_traces(beacon.solve.__wrapped__, n=1), static_argnames=(
+    traced = jax.jit(chex.assert_max_traces(beacon.solve_codes.__wrapped__, n=1), static_argnames=(
         "sweeps", "both_signs", "block_size", "channel_chunk"))  # fmt: skip
     for name in ("1.58", "2", "2.32", "2.58", "3", "4", "8"):
         W, X, _ = make_problem(rng, "white", 12, 5)
@@ -162,7 +162,7 @@ def test_equal_streams_mean_no_error_correction(rng):
     W, X, _ = make_problem(rng, "correlated", 20, 6)
     one, both = gram(X, dtype=jnp.float32), gram(X, X.copy(), dtype=jnp.float32)
     for centering in beacon.CENTERINGS:
-        a, b = (beacon.quantize(jnp.asarray(W, jnp.float32), s, "2", centering=centering) for s in (one, both))
+        a, b = (METHODS["beacon"](jnp.asarray(W, jnp.float32), s, "2", centering=centering) for s in (one, both))
         chex.assert_trees_all_equal((a.codes, a.scale), (b.codes, b.scale))
         chex.assert_trees_all_close(a.info, b.info, atol=1e-6)  # ‖Xw‖ is computed by another product
 
@@ -212,27 +212,33 @@ def test_zero_channels_and_all_dead_inputs(x64, rng):
 @pytest.mark.parametrize("factor", [1e5, 1e-8])
 def test_float32_does_not_depend_on_the_scale_of_the_inputs(rng, factor):
     W, X, X_tilde = make_problem(rng, "mismatch", 32, 8)
-    expected = beacon.quantize(jnp.asarray(W, jnp.float32), gram(X, X_tilde, jnp.float32), "2")
+    expected = METHODS["beacon"](jnp.asarray(W, jnp.float32), gram(X, X_tilde, jnp.float32), "2")
     scaled = gram(factor * X, factor * X_tilde, jnp.float32)
-    np.testing.assert_array_equal(beacon.quantize(jnp.asarray(W, jnp.float32), scaled, "2").codes, expected.codes)
+    np.testing.assert_array_equal(METHODS["beacon"](jnp.asarray(W, jnp.float32), scaled, "2").codes, expected.codes)
 
 
-@pytest.mark.parametrize("mean", [30, 300])
-def test_float32_with_nearly_constant_inputs(x64, rng, mean):
-    """All inputs nearly parallel: float32 solves the Gram matrix that it has as well as float64 does."""
-    W, X = rng.normal(size=(64, 16)), rng.normal(size=(400, 64)) + mean
-    single = gram(X, dtype=jnp.float32)
-    double = jax.tree.map(lambda a: a.astype(jnp.float64), single)
-    cosines = [
-        true_cosines(W, X, X, levels_of(beacon.quantize(jnp.asarray(W, s.H.dtype), s, "2"))).mean()
-        for s in (single, double)
-    ]
-    assert abs(cosines[0] - cosines[1]) < 1e-5
+@pytest.mark.parametrize("mean", [3, 20, 300, 3e4])
+@pytest.mark.parametrize("sign", ["both", "one"])
+def test_float32_with_nearly_constant_inputs(x64, rng, mean, sign):
+    """Inputs nearly parallel, and with weights of one sign the outputs even more so: as good as with float64 sums.
+
+    The error is that of what varies in the output, which is small beside the output itself.
+    """
+    W, X = rng.normal(size=(64, 16)), (rng.normal(size=(400, 64)) + mean).astype(np.float32)
+    W = (np.abs(W) if sign == "one" else W).astype(np.float32)
+    y = X.astype(np.float64) @ W.astype(np.float64)
+    errors = []
+    for dtype in (jnp.float32, jnp.float64):
+        q = levels_of(METHODS["beacon"](jnp.asarray(W, dtype), gram(X, dtype=dtype), "2"))
+        v = X.astype(np.float64) @ q
+        errors.append(np.square(y - (y * v).sum(0) / (v * v).sum(0) * v).sum(0) / np.square(y - y.mean(0)).sum(0))
+    assert errors[0].mean() < 1.05 * errors[1].mean()
+    assert errors[0].max() < 0.5
 
 
 def test_bad_options(rng):
     W, X, _ = make_problem(rng, "white", 4, 2)
     with pytest.raises(ValueError, match="unknown centering 'median'; expected one of none, mean"):
-        beacon.quantize(jnp.asarray(W, jnp.float32), gram(X, dtype=jnp.float32), "2", centering="median")
+        METHODS["beacon"](jnp.asarray(W, jnp.float32), gram(X, dtype=jnp.float32), "2", centering="median")
     with pytest.raises(ValueError, match="sweeps must be an integer of at least 0, got -1"):
-        beacon.quantize(jnp.asarray(W, jnp.float32), gram(X, dtype=jnp.float32), "2", sweeps=-1)
+        METHODS["beacon"](jnp.asarray(W, jnp.float32), gram(X, dtype=jnp.float32), "2", sweeps=-1)

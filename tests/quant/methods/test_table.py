@@ -1,12 +1,16 @@
 """What every method must satisfy; a new row of METHODS is tested by itself."""
 
+import dataclasses
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from beacon_jax.quant.gram import GramStats
-from beacon_jax.quant.methods import METHODS
+from beacon_jax.quant.methods.table import METHODS
 from beacon_jax.quant.metrics import cosines, relative_output_error
 from tests.quant.problems import KINDS, gram, make_problem
 
@@ -81,7 +85,11 @@ def test_bad_problems_get_one_clear_sentence(rng, name):
     bad = jnp.full_like(kernel, jnp.nan)
     broken = jax.tree.map(lambda a: a * jnp.inf, stats)
     for arguments, message in (
-        ((kernel[None], stats, "2"), r"expected a 2-D kernel \(inputs, outputs\), got shape \(1, 24, 6\)"),
+        (
+            (kernel[0], stats, "2"),
+            r"expected a kernel \(inputs, outputs\) or \(groups, inputs, outputs\), got shape \(6,\)",
+        ),
+        ((kernel[None], stats, "2"), r"of one layer, but the kernel of shape \(1, 24, 6\) is of 1 groups"),
         ((kernel[:5], stats, "2"), r"statistics are for 24 inputs, but the kernel of shape \(5, 6\) has 5"),
         ((bad, stats, "2"), r"NaN or infinity in the kernel of shape \(24, 6\)"),
         ((kernel, broken, "2"), "NaN or infinity in the calibration statistics"),
@@ -98,9 +106,9 @@ def test_bad_problems_get_one_clear_sentence(rng, name):
     [
         ("rtn", {"scale": "median"}, "unknown scale 'median'; expected one of absmax, lsq"),
         ("gptq", {"scale": "median"}, "unknown scale 'median'; expected one of absmax, lsq, beacon"),
-        ("gptq", {"damping": 0.0}, "damping must be positive"),
+        ("gptq", {"damping": 0.0}, "damping must be a finite number above 0, got"),
         ("gptq", {"scale": "beacon", "symmetric": False}, "no zero point"),
-        ("gptq", {"damping": float("nan")}, "damping must be positive"),
+        ("gptq", {"damping": float("nan")}, "damping must be a finite number above 0, got"),
         ("gptq", {"block_size": 0}, "block_size must be an integer of at least 1, got 0"),
         ("beacon", {"sweeps": 2.5}, "sweeps must be an integer of at least 0, got 2.5"),
         ("beacon", {"channel_chunk": 0}, "channel_chunk must be an integer of at least 1, got 0"),
@@ -118,3 +126,71 @@ def test_gptq_says_when_its_damping_is_too_small(rng):
     kernel, stats = jnp.asarray(rng.normal(size=(64, 4)), jnp.float32), gram(X, dtype=jnp.float32)
     with pytest.raises(ValueError, match="not positive definite in float32; damping=1e-09 is too small"):
         METHODS["gptq"](kernel, stats, "4", damping=1e-9)
+
+
+def test_unknown_options_are_named(rng):
+    with pytest.raises(ValueError, match="unknown option 'swoops' of beacon; expected one of sweeps, centering"):
+        METHODS["beacon"](*layer(rng), "2", swoops=3)
+    with pytest.raises(ValueError, match="unknown option 'sweeps' of rtn"):
+        METHODS["rtn"].check(sweeps=3)
+    assert METHODS["beacon"].check(sweeps=3).centering == "none"
+
+
+def groups_of_layers(rng, kinds=("mismatch", "dead_mismatch", "correlated"), N=10, C=4):
+    """Kernels (3, N, C) and statistics of two streams for each of three layers, and the three alone."""
+    layers = []
+    for kind in kinds:
+        W, X, X_tilde = make_problem(rng, kind, N, C)
+        layers.append((jnp.asarray(W), gram(X, np.array(X_tilde))))
+    return jax.tree.map(lambda *a: jnp.stack(a), *layers), layers
+
+
+def assert_each_group_is_solved_as_alone(found, method, layers):
+    for e, layer in enumerate(layers):
+        expected = method(*layer)
+        np.testing.assert_array_equal(found.codes[e], expected.codes)
+        np.testing.assert_allclose(found.scale[e], expected.scale, rtol=1e-9)
+        for key, value in expected.info.items():
+            np.testing.assert_allclose(found.info[key][e], value, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+def test_groups_are_solved_as_each_would_be_alone(x64, rng, name, options):
+    (kernels, stats), layers = groups_of_layers(rng)
+    method = functools.partial(METHODS[name], alphabet="2", **options)
+    together = method(kernels, stats)
+    assert together.shape == (3, 10, 4) and together.alphabet.shape == (4,)
+    assert_each_group_is_solved_as_alone(together, method, layers)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_under_vmap_and_jit(x64, rng, name):
+    (kernels, stats), layers = groups_of_layers(rng)
+    method = functools.partial(METHODS[name], alphabet="2")
+    mapped = jax.jit(jax.vmap(lambda W, stats: dataclasses.replace(method(W, stats), alphabet=None)))(kernels, stats)
+    assert_each_group_is_solved_as_alone(mapped, method, layers)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_beside_a_large_mean_float32_statistics_are_enough(rng, name):
+    """Codes as from statistics in float64 of the same inputs, and the solution says how they were found."""
+    W = rng.normal(size=(24, 6)).astype(np.float32)
+    X = (rng.normal(size=(80, 24)) + 3000).astype(np.float32)
+    solution = METHODS[name].solve(jnp.asarray(W), gram(X, dtype=jnp.float32), "2")
+    with jax.enable_x64(True):
+        double = METHODS[name].solve(jnp.asarray(W, jnp.float64), gram(X), "2")
+    assert np.mean(np.asarray(solution.matrix.codes) == np.asarray(double.matrix.codes)) > 0.97
+    floats = [a for a in jax.tree.leaves(solution.matrix) if jnp.issubdtype(a.dtype, jnp.floating)]
+    assert {a.dtype for a in floats} == {jnp.dtype(jnp.float32)}
+    assert double.note is None and double.solved_in == "float64" and solution.bias_change is None
+    if name == "rtn":
+        assert solution.solved_in == "float32" and solution.note is None
+    else:
+        assert solution.solved_in == "float64"
+        assert re.fullmatch(r"solved in float64 because the mean .* is \d+,\d+ times its spread", solution.note)
+        assert solution.mean_over_spread > 2900
+
+
+def test_an_ordinary_layer_is_solved_in_the_dtype_of_its_statistics(rng):
+    solution = METHODS["beacon"].solve(*layer(rng), "2")
+    assert solution.solved_in == "float32" and solution.note is None and solution.mean_over_spread < 10

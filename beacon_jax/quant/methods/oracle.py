@@ -1,7 +1,7 @@
 """Beacon, literally: arXiv 2508.20293, Algorithm 1, in float64 NumPy, one channel at a time.
 
 Nothing here is clever. It forms the vectors, computes every cosine and takes the largest, and is what the fast solver
-in `beacon.py` is held to. Ties follow the rule stated in `beacon.quantize`.
+in `beacon.py` is held to. Ties follow the rule stated in `beacon.solve`.
 """
 
 import numpy as np

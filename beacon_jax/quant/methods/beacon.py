@@ -1,0 +1,245 @@
+"""Beacon (Zhang & Saab, arXiv 2508.20293): codes whose direction matches the output's, the scale in closed form.
+
+Glossary (one layer; one column of W is one output channel and is quantized by itself)
+  X, X̃   (m, N)  inputs in the float model and in the partly quantized model; only Gram matrices of them are needed
+  w, q    (N,)    a column of the kernel, and its codes, every entry in the alphabet A
+  H, G, F (N, N)  X̃ᵀX̃, X̃ᵀX, XᵀX
+  y, s    (m,)    the target Xw (in the greedy start its partial sums) and the running sum Σ q_j X̃_j; never formed
+  h, d    scalars ⟨y, X̃_t⟩ and ⟨s, X̃_t⟩ for the coordinate t at hand, s without it
+  a, c    scalars ⟨y, s⟩ and ‖s‖², s without coordinate t
+Choosing level p for coordinate t turns the cosine ∠(y, s + p X̃_t) into f(p) / ‖y‖ with
+
+    f(p) = (a + p h) / √(c + 2 p d + p² H_tt),     f′(p) ∝ (h c − a d) − p (a H_tt − h d),
+
+one stationary point, so the best of K levels is found in O(1) (best_level.py).
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from beacon_jax.quant.alphabets import is_symmetric
+from beacon_jax.quant.compiling import jit_solver
+from beacon_jax.quant.methods.best_level import best_level
+from beacon_jax.quant.methods.options import Options, option
+from beacon_jax.quant.precision import tie_tolerance
+from beacon_jax.quant.problem import Found, Problem
+from beacon_jax.quant.products import lower_matmul, matmul, quadratic_form
+from beacon_jax.quant.scales import least_squares_scale
+from beacon_jax.quant.sweep import (
+    Rule,
+    blocked_pass,
+    even_block,
+    map_channel_chunks,
+    pad_rows,
+    pad_square,
+)
+
+CENTERINGS = ("none", "mean")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BeaconOptions(Options):
+    """Options of Beacon."""
+
+    sweeps: int = option(6, "the paper's K, at most; 0 keeps the greedy start", unit="passes", at_least=0)
+    centering: str = option(
+        "none", "mean: quantize W minus its column means and put them back as an offset", choices=CENTERINGS
+    )
+    block_size: int = option(128, "coordinates per block, at most", unit="inputs", at_least=1, decides_result=False)
+    channel_chunk: int | None = option(
+        None,
+        "channels solved at a time; None for all, but about 1,000 on one CPU, for its caches",
+        unit="channels",
+        at_least=1,
+        decides_result=False,
+    )
+
+
+def solve(problem: Problem, options: BeaconOptions) -> Found:
+    """Beacon, Algorithm 1 of arXiv 2508.20293, from Gram statistics.
+
+    Per channel it maximises cos∠(Xw, X̃q) over the codes q: a greedy start, then up to `sweeps` passes of exact
+    coordinate maximisation, stopped at the fixed point; the scale is c = ⟨Xw, X̃q⟩ / ‖X̃q‖² (Prop. 2.1). With
+    statistics of float inputs alone (X̃ = X) this is the paper's variant without error correction, with those of both
+    streams the one with it.
+
+    Where the paper leaves the codes open: while the running sum is zero every level of the right sign gives the same
+    cosine; then the level nearest to w_t/s is taken (0 where that is nearest), s the least-squares round-to-nearest
+    scale of the channel. Other ties take the lowest level. Inputs that are always zero take the level of smallest
+    magnitude. For an alphabet that is not symmetric both signs of w are solved and the better cosine kept, so the
+    scale may be negative.
+
+    centering="mean" quantizes W − 1·z with z the column means and puts the mean back as an offset, corrected for the
+    input's change: z · ⟨X1, X̃1⟩ / ‖X̃1‖² (asymmetric quantization).
+
+    Info: cosine (C,) = cos∠(Xw, X̃q) of the (centred) channel; sweeps (C,) int32 passes made, counting the one that
+    found nothing to change; fixed_point (C,) bool; cosine_history (sweeps + 1, C) after the start and after each pass.
+    """
+    W, offset = problem.W, None
+    if options.centering == "mean":
+        mean = W.mean(0)
+        W, offset = W - mean[None, :], mean * _offset_gain(problem.stats)
+    codes, facts = solve_codes(
+        W,
+        problem.stats,
+        problem.levels,
+        sweeps=options.sweeps,
+        both_signs=not is_symmetric(problem.alphabet),
+        block_size=even_block(W.shape[0], options.block_size),
+        channel_chunk=options.channel_chunk or _chunk_for_caches(W),
+    )
+    return Found(codes, facts.pop("scale"), offset, info=facts)
+
+
+def _chunk_for_caches(kernel):
+    if jax.default_backend() != "cpu" or isinstance(kernel, jax.core.Tracer) or len(kernel.sharding.device_set) > 1:
+        return None
+    channels = kernel.shape[1]
+    return -(-channels // -(-channels // 1024))
+
+
+@jit_solver("sweeps", "both_signs", "block_size", "channel_chunk")
+def solve_codes(W, stats, levels, *, sweeps, both_signs, block_size, channel_chunk):
+    """Codes (N, C) and the facts of each channel, scale among them.
+
+    One trace per layer shape and dtype, whatever the (evenly spaced) alphabet.
+    """
+    grams = _rescaled(stats)
+    both = W if not both_signs else jnp.concatenate([W, -W], axis=1)
+    q, facts = map_channel_chunks(
+        functools.partial(_solve_channels, grams, levels, sweeps, block_size), channel_chunk, both
+    )
+    if both_signs:
+        q, facts = _better_sign(q, facts)
+    return levels.index(q), facts
+
+
+def _solve_channels(grams, levels, sweeps, block_size, W):
+    """Greedy start and sweeps for the channels W (N, C): q (N, C) and the facts of each."""
+    H, G, F = grams
+    N, one_stream = W.shape[0], G is None
+    G = H if one_stream else G
+    padded = pad_square(H, block_size), None if one_stream else pad_square(G.T, block_size)
+    first_level = levels.nearest(W / least_squares_scale(W, levels)[None, :])
+    start_h = lower_matmul(G, W)
+    h = matmul(G, W)
+    y_norm = jnp.sqrt(jnp.maximum((W * h).sum(0) if one_stream else quadratic_form(F, W), 0))
+    W, start_h, h, first_level = pad_rows((W, start_h, h, first_level), block_size)
+    diagonals = pad_rows((jnp.diagonal(H), jnp.diagonal(G)), block_size)
+
+    q, beta = _greedy_start(*padded, diagonals, levels, block_size, W, start_h, first_level)
+    history = jnp.zeros((sweeps + 1, *y_norm.shape), y_norm.dtype).at[0].set(_cosine((h * q).sum(0), beta, y_norm))
+
+    def sweep(carry):
+        k, q, beta, history, made, moving = carry
+        # Afresh in every sweep, so that rounding does not drift.
+        start = (h * q).sum(0), beta
+        swept, (a, beta) = _sweep(padded[0], diagonals[0], levels, block_size, h, first_level, q, start)
+        changed = (swept != q).any(0)
+        history = history.at[k + 1].set(jnp.where(changed, _cosine(a, beta, y_norm), history[k]))
+        return k + 1, swept, beta, history, jnp.where(moving, k + 1, made), moving & changed
+
+    def unfinished(carry):
+        return (carry[0] < sweeps) & carry[-1].any()
+
+    made, moving = jnp.zeros(y_norm.shape, jnp.int32), jnp.ones(y_norm.shape, bool)
+    k, q, beta, history, made, moving = lax.while_loop(unfinished, sweep, (0, q, beta, history, made, moving))
+    after = jnp.arange(sweeps + 1)[:, None] > k
+    history = jnp.where(after, history[k][None, :], history)
+    a, beta = (h * q).sum(0), quadratic_form(H, q[:N])
+    facts = {
+        "scale": jnp.where(beta > 0, a / jnp.where(beta > 0, beta, 1), 0),
+        "cosine": _cosine(jnp.abs(a), beta, y_norm),
+        "sweeps": made,
+        "fixed_point": ~moving,
+        "cosine_history": history,
+    }
+    return q[:N], facts
+
+
+def _greedy_start(H, Gt, diagonals, levels, block_size, W, start_h, first_level):
+    """q (N, C), each coordinate chosen for the part of the output that it and those before it make up, and ‖s‖²."""
+    zero, rows = jnp.zeros(W.shape[1], W.dtype), (W, start_h, first_level)
+    q, (_, c) = blocked_pass(
+        Rule(_choose_first, _update_first),
+        (H,) if Gt is None else (H, Gt),
+        levels,
+        diagonals,
+        rows,
+        jnp.zeros_like(W),
+        (zero, zero),
+        block_size=block_size,
+        lower=True,
+    )
+    return q, c
+
+
+def _choose_first(levels, diagonals, row, products, _q, state):
+    w, h, first = row
+    d, g = products[0], products[-1]  # ⟨s, X̃_t⟩ and ⟨s, X_t⟩
+    a, c = state
+    return best_level(levels, first, a + w * g, c, h, d, diagonals[0], size=0.0)  # y gains w_t X_t first
+
+
+def _update_first(_levels, diagonals, row, products, _q, p, state):
+    w, h, _ = row
+    a, c = state
+    H_tt, G_tt = diagonals
+    v, g = products[0], products[-1]  # with p X̃_t in s already
+    return a + w * (g - p * G_tt) + p * h, c + p * (2 * v - p * H_tt)
+
+
+def _sweep(H, diagonal, levels, block_size, h, first_level, q, state):
+    """One pass of exact coordinate maximisation; state = (a, β) of the whole q."""
+    rule = Rule(_choose_again, _update_again)
+    return blocked_pass(rule, (H,), levels, diagonal, (h, first_level), q, state, block_size=block_size)
+
+
+def _choose_again(levels, H_tt, row, products, q, state):
+    h, first = row
+    a, beta = state
+    d, own = products[0] - q * H_tt, q * q * H_tt
+    return best_level(levels, first, a - q * h, beta - 2 * q * d - own, h, d, H_tt, size=beta + own)
+
+
+def _update_again(_levels, H_tt, row, products, old, p, state):
+    # A code that stays leaves a and β untouched to the last bit, so a fixed point stays one.
+    a, beta = state
+    change = p - old
+    return a + change * row[0], beta + change * (2 * products[0] - change * H_tt)
+
+
+def _better_sign(q, facts):
+    """Of the solutions for w and for −w, side by side, the one with the better final cosine; equal ones give w's."""
+    C = q.shape[1] // 2
+    facts["scale"] = facts["scale"].at[C:].multiply(-1)
+    final = facts["cosine_history"][-1]
+    plus = final[:C] >= final[C:] - tie_tolerance(final.dtype)
+    return jax.tree.map(lambda x: jnp.where(plus if x.ndim == 1 else plus[None, :], x[..., :C], x[..., C:]), (q, facts))
+
+
+def _cosine(a, beta, y_norm):
+    norm = jnp.sqrt(jnp.maximum(beta, 0)) * y_norm
+    return jnp.where(norm > 0, a / jnp.where(norm > 0, norm, 1), 0)
+
+
+def _rescaled(stats):
+    """H, G and F (G and F None for one stream) times a power of two that brings diag(H) near 1.
+
+    Products of six of them must fit in float32. It changes no code, and cancels in the scale.
+    """
+    H, others = stats.H, (None, None) if stats.one_stream else (stats.G, stats.F)
+    _, exponent = jnp.frexp(jnp.diagonal(H).mean())
+    factor = jnp.ldexp(jnp.ones((), H.dtype), -exponent)
+    return jax.tree.map(lambda a: a * factor, (H, *others))
+
+
+@jax.jit
+def _offset_gain(stats):
+    """⟨X1, X̃1⟩ / ‖X̃1‖², by which the mean's offset changes when the inputs do; 1 where X̃1 = 0 or X̃ = X."""
+    cross, norm = stats.G.sum(), stats.H.sum()
+    return jnp.where(norm > 0, cross / jnp.where(norm > 0, norm, 1), 1)

@@ -1,0 +1,101 @@
+"""The table of methods. To add one, write its options and its solver in a file of its own and add a row."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from beacon_jax.quant.gram import GramStats
+from beacon_jax.quant.methods import beacon, comq, gptq, rtn
+from beacon_jax.quant.methods.options import Options
+from beacon_jax.quant.precision import in_dtype
+from beacon_jax.quant.problem import Found, Problem, Solution
+from beacon_jax.quant.quantized import QuantizedMatrix
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A way to quantize a kernel: `method(kernel, stats, alphabet, **options)`.
+
+    Fields:
+      name: its key in METHODS.
+      options: the frozen dataclass of its options, which checks them; `option` in methods/options.py says what its
+        fields tell.
+      solver: `solver(problem, options) -> Found` for a problem of one (N, C) kernel, pure and free of side effects.
+      reads_stats: whether it uses the statistics, or the kernel alone.
+      unsound: what is wrong where `Found.sound` is False; a format string of the options' names and of dtype.
+    """
+
+    name: str
+    options: type[Options]
+    solver: Callable[[Problem, Any], Found]
+    reads_stats: bool = True
+    unsound: str = ""
+
+    def __call__(self, kernel: jax.Array, stats: GramStats, alphabet: Any, **options) -> QuantizedMatrix:
+        """The quantized kernel alone; arguments and errors as `solve`."""
+        return self.solve(kernel, stats, alphabet, **options).matrix
+
+    def solve(self, kernel: jax.Array, stats: GramStats, alphabet: Any, **options) -> Solution:
+        """Quantizes a kernel, also under jax.jit and jax.vmap.
+
+        Where the mean is so large beside the spread, of inputs or outputs, that the statistics' dtype is not enough
+        (see precision.py), the solver works in float64 and the result is cast back. Inside jit or vmap the statistics'
+        values are not known, so it stays with their dtype there, and checks shapes only.
+
+        Args:
+          kernel: (N, C) float, or (E, N, C) for E groups of one shape, each a problem of its own.
+          stats: Gram statistics of width N (with a leading axis of E groups).
+          alphabet: (K,) ascending levels, or what `make_alphabet` takes.
+          **options: the fields of `self.options`.
+
+        Raises:
+          ValueError: as `check` and `Problem.of`; a problem that the method cannot solve.
+        """
+        checked = self.check(**options)
+        problem = Problem.of(kernel, stats, alphabet, reads_stats=self.reads_stats)
+        with in_dtype(problem.dtype):
+            found = problem.solved_by(functools.partial(self.solver, options=checked))
+            if found.sound is not None and not isinstance(found.sound, jax.core.Tracer) and not found.sound.all():
+                raise ValueError(self.unsound.format(dtype=problem.dtype, **dataclasses.asdict(checked)))
+            levels = jnp.asarray(problem.alphabet, problem.dtype)
+            matrix = QuantizedMatrix(found.codes, levels, found.scale, found.offset, found.info)
+            matrix, bias_change = _cast((matrix, found.bias_change), stats.dtype)
+        return Solution(matrix, bias_change, problem.dtype.name, problem.mean_over_spread)
+
+    def check(self, **options) -> Options:
+        """The options, checked; defaults where none are given. ValueError on an unknown one or a bad value."""
+        known = [field.name for field in dataclasses.fields(self.options)]
+        for name in options:
+            if name not in known:
+                raise ValueError(f"unknown option {name!r} of {self.name}; expected one of {', '.join(known)}")
+        return self.options(**options)
+
+    @property
+    def speed_only(self) -> frozenset[str]:
+        """Names of the options that change speed and memory, not the result."""
+        fields = dataclasses.fields(self.options)
+        return frozenset(field.name for field in fields if not field.metadata["decides_result"])
+
+
+def _cast(tree, dtype):
+    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method("rtn", rtn.RTNOptions, rtn.solve, reads_stats=False),
+        Method(
+            "gptq",
+            gptq.GPTQOptions,
+            gptq.solve,
+            unsound="H + λI is not positive definite in {dtype}; damping={damping} is too small",
+        ),
+        Method("comq", comq.COMQOptions, comq.solve),
+        Method("beacon", beacon.BeaconOptions, beacon.solve),
+    )
+}
