@@ -158,10 +158,20 @@ class Calibration:
 
     def put(self, layer: Layer, kernel: np.ndarray) -> None:
         """Replaces a layer's kernel in the quantized parameters, and so in the quantized stream where there is one."""
-        leaf = layer.place.write(self.quantized[layer.leaf], kernel)
-        self.quantized[layer.leaf] = self.placement.everywhere(
-            jnp.asarray(leaf) if self.placement.mesh is None else leaf
-        )
+        self._replace(layer.leaf, layer.place.write(self.quantized[layer.leaf], kernel))
+
+    def add_to_bias(self, layer: Layer, change: np.ndarray) -> None:
+        """Adds (C,), or (E, C), to a layer's bias there. ValueError where it has none."""
+        if layer.name not in self.model.biases:
+            raise ValueError(f"layer {layer.name}: the method changes its bias, but it has none of its own")
+        number = self.model.biases[layer.name]
+        bias = np.asarray(self.quantized[number])
+        changed = bias.astype(np.float64) + np.asarray(change, np.float64).reshape(bias.shape)
+        self._replace(number, changed.astype(bias.dtype))
+
+    def _replace(self, leaf: int, value: np.ndarray) -> None:
+        on_mesh = self.placement.mesh is not None
+        self.quantized[leaf] = self.placement.everywhere(value) if on_mesh else jnp.asarray(value)
 
     def _empty(self, stage: int, group: int, float_known: bool = False) -> GramStats:
         layer = self.model.first.stages[stage].groups[group][0]

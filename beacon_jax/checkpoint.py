@@ -81,7 +81,8 @@ def save_quantized(
         kernels[name] = about | {"place": dataclasses.asdict(place)}
     tensors = {name: a for name, a in tensors.items() if left[name]}
     for name, matrix in layers.items():
-        tensors |= {f"{name}:{field}": array for field, array in _pack(matrix).items()}
+        alone = dataclasses.replace(matrix, bias_change=None)  # the bias among the parameters has it
+        tensors |= {f"{name}:{field}": array for field, array in _pack(alone).items()}
     _save(path, tensors, {"quantized": json.dumps(kernels)})
 
 
@@ -146,16 +147,19 @@ def _tree(path, tensors: Mapping[str, Any], like: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in expected])
 
 
+_FLOATS = ("alphabet", "scale", "offset", "bias_change")
+
+
 def _pack(matrix: QuantizedMatrix) -> dict[str, Any]:
-    fields = {field: getattr(matrix, field) for field in ("alphabet", "scale", "offset")}
+    fields = {field: getattr(matrix, field) for field in _FLOATS}
     codes = pack_codes(np.asarray(matrix.codes), len(matrix.alphabet))
     return {"codes": codes, **{field: array for field, array in fields.items() if array is not None}}
 
 
 def _unpack(parts: dict[str, Any], shape) -> QuantizedMatrix:
     codes = unpack_codes(parts["codes"], len(parts["alphabet"]), tuple(shape))
-    rest = (parts.get(field) for field in ("alphabet", "scale", "offset"))
-    return QuantizedMatrix(jnp.asarray(codes), *(None if array is None else jnp.asarray(array) for array in rest))
+    floats = {field: jnp.asarray(parts[field]) for field in _FLOATS if parts.get(field) is not None}
+    return QuantizedMatrix(jnp.asarray(codes), **floats)
 
 
 def _save(path, tensors, metadata):

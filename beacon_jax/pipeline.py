@@ -35,7 +35,8 @@ class QuantizedModel:
 
     Attributes:
       params: the parameters, of the structure given, with quantized kernels dequantized in place.
-      layers: {layer name: quantized kernel}.
+      layers: {layer name: quantized kernel}. Where a method changes a layer's bias, `bias_change` says by how much;
+        `params` have it already.
       places: {layer name: its leaf's path and its place in the leaf}, for files.
       reports: what was done to each layer.
       coverage: what was done to each parameter.
@@ -235,6 +236,8 @@ class _Run:
                 if self.float_stats is not None and self.spec.calibrate_on != "quantized":
                     self.float_stats.add(name, stats.float_part())
             self.calibration.put(self._by_name[name], np.asarray(matrix.dequantize()))
+            if matrix.bias_change is not None:
+                self.calibration.add_to_bias(self._by_name[name], np.asarray(matrix.bias_change))
             self.layers[name] = matrix
             self.reports.append(report)
             if self.on_layer is not None and name not in self.finished:

@@ -26,6 +26,19 @@ from tests.zoo.registry import MODELS
 FILES = (linen_basic, linen_conv, linen_attention, linen_recurrent, linen_lifted, nnx_models, other)
 pytestmark = pytest.mark.filterwarnings("ignore:SelfAttention will be deprecated:DeprecationWarning")
 every_model = pytest.mark.parametrize("name", MODELS)
+# Calibration on the float model alone takes all layers of a stage in one pass; the others with the slow tests.
+FEW = ("linen_encoder_block", "linen_scan", "linen_shared_dense_three_times", "linen_lstm", "nnx_cnn_with_batch_norm")
+some_models = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in MODELS]
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_quickly():
+    """Most of the time here is compilation, and no test is about how fast the code is."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def spied(model, calibrate_on="both", **arguments):
@@ -79,9 +92,9 @@ def in_order_of(use, result, seen, layer):
     return kernel, given
 
 
-def replaced(name, layers, calibrate_on="both"):
+def replaced(name, layers):
     """The model's parameters with the quantized kernels of these layers put in by hand."""
-    result, seen = quantized(name, calibrate_on)
+    result, seen = quantized(name, "both")
     kernels = {}
     for layer in layers:
         use = float_uses(name)[layer]
@@ -141,7 +154,7 @@ def assert_grams(given, x, x_tilde, tolerance):
             np.testing.assert_allclose(gram, expected, rtol=0, atol=tolerance * max(np.abs(expected).max(), 1e-3))
 
 
-@every_model
+@some_models
 def test_float_statistics(name):
     model, (result, seen) = MODELS[name](), quantized(name, "float")
     for layer, use in float_uses(name).items():
@@ -162,10 +175,9 @@ def test_statistics_with_earlier_layers_quantized(name):
 
 
 @every_model
-@pytest.mark.parametrize("calibrate_on", ["float", "both"])
-def test_the_result_is_the_model_with_its_kernels_replaced(name, calibrate_on):
-    model, (result, _) = MODELS[name](), quantized(name, calibrate_on)
-    by_hand_params = replaced(name, model.layers, calibrate_on)
+def test_the_result_is_the_model_with_its_kernels_replaced(name):
+    model, (result, _) = MODELS[name](), quantized(name, "both")
+    by_hand_params = replaced(name, model.layers)
     assert jax.tree.structure(result.params) == jax.tree.structure(model.params)
     old, new, expected = map(naive.named_leaves, (model.params, result.params, by_hand_params))
     for path in old:

@@ -409,3 +409,41 @@ def test_an_error_names_its_layer_and_keeps_what_was_done(problem):
     with pytest.raises(ValueError, match="layer blocks_1/mlp/fc1: NaN or infinity in the kernel"):
         quantize(MODEL, broken, batches, blocks(), on_layer=lambda r, *_: done.append(r.layer))
     assert done == LAYERS[:6]
+
+
+def test_a_changed_bias_reaches_the_model_and_the_layers_behind(problem, monkeypatch, rng):
+    """By a method that rounds to nearest and makes up for the change of the output's mean."""
+    params, batches = problem
+
+    class Centred(Method):
+        def solve(self, kernel, stats, alphabet, **options):
+            solution = super().solve(kernel, stats, alphabet, **options)
+            mean, mean_tilde = stats.means()
+            change = mean @ kernel - mean_tilde @ solution.matrix.dequantize()
+            return dataclasses.replace(solution, matrix=dataclasses.replace(solution.matrix, bias_change=change))
+
+    monkeypatch.setitem(METHODS, "centred", Centred("centred", rtn.RTNOptions, rtn.solve))
+    spec = blocks(method="centred", alphabet="2")
+    result = quantize(MODEL, params, batches, spec)
+    for name in LAYERS:
+        block, part, layer = name.split("/")
+        old, new = (p[block][part][layer]["bias"] for p in (params, result.params))
+        np.testing.assert_allclose(new - old, result.layers[name].bias_change, atol=1e-6)
+        outputs = [
+            np.concatenate([np.asarray(inputs_of(MODEL, p, b)[name]).reshape(-1, kernel.shape[0]) for b in batches])
+            @ np.asarray(kernel)
+            + np.asarray(bias)
+            for p, kernel, bias in (
+                (params, params[block][part][layer]["kernel"], old),
+                (result.params, result.params[block][part][layer]["kernel"], new),
+            )
+        ]
+        np.testing.assert_allclose(outputs[0].mean(0), outputs[1].mean(0), atol=2e-3)
+    reports = {report.layer: report for report in result.reports}
+    finished = {name: (reports[name], result.layers[name]) for name in LAYERS[:3]}
+    resumed = quantize(MODEL, params, batches, spec, finished=finished)
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, result.params)
+    with pytest.raises(ValueError, match="layer w: the method changes its bias, but it has none of its own"):
+        quantize(
+            lambda p, x: x @ p["w"], {"w": np.ones((4, 2))}, [rng.normal(size=(9, 4))], QuantSpec(method="centred")
+        )

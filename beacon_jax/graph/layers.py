@@ -26,7 +26,7 @@ class Use:
     rows: int  # m, of each group
     multiplications: int
     of_data: bool  # False where the inputs are constants, such as the first state of a recurrence
-    part: int  # which of several kernels that are joined for the product
+    part: int | None  # which of several kernels that are joined for the product; None where it is alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +132,7 @@ def find_layers(program: Program) -> Found:
             f"no output of the function depends on a product of data and a parameter ({said or 'no parameters'})"
         )
     layers = _named(program, layers)
-    layers.sort(key=lambda layer: (layer.uses[0].position, layer.uses[0].part))
+    layers.sort(key=lambda layer: (layer.uses[0].position, layer.uses[0].part or 0))
     return Found(tuple(layers), reasons, partly)
 
 
@@ -192,6 +192,7 @@ def _product(
         return None
     shapes = [program.avals[v].shape for v in equation.inputs]
     shapes[side] = program.avals[parts[k]].shape
+    part = k if len(parts) > 1 else None
     if equation.name == "dot_general":
         view = DotView.of(equation, side, shapes)
         rows = math.prod(shapes[1 - side][i] for i in view.inputs[2])
@@ -207,7 +208,7 @@ def _product(
         channels = shapes[1][view.dimension_numbers.rhs_spec[0]]
         rows, inputs = out // channels, math.prod(shapes[1]) // channels
         multiplications = out * inputs
-    return Use(position, other, view, rows, multiplications, data[other], k) if multiplications else None
+    return Use(position, other, view, rows, multiplications, data[other], part) if multiplications else None
 
 
 def _how(program, equation, side, leaves, data, joined=False) -> str:

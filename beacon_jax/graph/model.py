@@ -1,6 +1,7 @@
 """A model's programs, one for each shape of batch, with the same layers and the same stages."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 
 from beacon_jax.graph.axes import RowWeights, follow
+from beacon_jax.graph.bias import find_biases
 from beacon_jax.graph.layers import Found, Layer, find_layers
 from beacon_jax.graph.stages import Stage, find_stages
 from beacon_jax.graph.trace import Program, Unsupported, leaf_names, trace
@@ -73,6 +75,11 @@ class Model:
     def layers(self) -> tuple[Layer, ...]:
         """In the order in which they first run."""
         return self.first.found.layers
+
+    @functools.cached_property
+    def biases(self) -> dict[str, int]:
+        """{layer name: number of its bias's leaf}, of the layers that have one."""
+        return find_biases(self.first.program, self.layers)
 
     @property
     def stages(self) -> int:

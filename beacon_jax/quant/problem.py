@@ -82,8 +82,8 @@ class Problem:
 class Found:
     """What a solver returns for one layer.
 
-    codes (N, C) uint8; scale (C,); offset (C,) or None; bias_change (C,) or None, see `Solution`; info, (…, C) arrays
-    to report; sound, a bool scalar, False where the numbers are worthless, or None where that cannot be.
+    codes (N, C) uint8; scale (C,); offset (C,) or None; bias_change (C,) or None, see `QuantizedMatrix`; info, (…, C)
+    arrays to report; sound, a bool scalar, False where the numbers are worthless, or None where that cannot be.
     """
 
     codes: jax.Array
@@ -100,14 +100,12 @@ class Solution:
     """A solved problem.
 
     Fields:
-      matrix: the quantized kernel, its floats in the dtype of the statistics.
-      bias_change: (C,), or (E, C) for groups: what is to be added to the layer's bias; None for nothing.
+      matrix: the quantized kernel (and the change of the layer's bias), its floats in the dtype of the statistics.
       solved_in: name of the dtype that the solver used, "float32" or "float64".
       mean_over_spread: of inputs and outputs (see precision.py), None where not known or of no concern.
     """
 
     matrix: QuantizedMatrix
-    bias_change: jax.Array | None
     solved_in: str = dataclasses.field(metadata={"static": True})
     mean_over_spread: float | None = dataclasses.field(metadata={"static": True})
 

@@ -15,8 +15,9 @@ class QuantizedMatrix:
     either sign; offset (C,) float, or None for no offset. alphabet, scale and offset share one dtype, which is the
     dtype of the dequantized kernel. For E groups codes are (E, N, C), scale and offset (E, C); alphabet stays (K,).
 
-    `info` holds (…, C) arrays that the method reports about its solve (Beacon: cosine, sweeps, fixed_point and
-    cosine_history). It is no part of the quantized weights and is not saved.
+    `bias_change` (C,), or (E, C), is what is to be added to the layer's bias too, None for nothing; it is no part
+    of the kernel. `info` holds (…, C) arrays that the method reports about its solve (Beacon: cosine, sweeps,
+    fixed_point and cosine_history). It is no part of the quantized weights and is not saved.
     """
 
     codes: jax.Array
@@ -24,6 +25,7 @@ class QuantizedMatrix:
     scale: jax.Array
     offset: jax.Array | None = None
     info: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+    bias_change: jax.Array | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -37,14 +39,16 @@ class QuantizedMatrix:
 
     def astype(self, dtype) -> "QuantizedMatrix":
         """The same with alphabet, scale and offset in this dtype, and so the dequantized kernel."""
-        alphabet, scale, offset = jax.tree.map(lambda a: a.astype(dtype), (self.alphabet, self.scale, self.offset))
-        return dataclasses.replace(self, alphabet=alphabet, scale=scale, offset=offset)
+        names = ("alphabet", "scale", "offset", "bias_change")
+        return dataclasses.replace(
+            self, **{name: None if (a := getattr(self, name)) is None else a.astype(dtype) for name in names}
+        )
 
     def first_channels(self, count: int) -> "QuantizedMatrix":
         """The same of the first `count` output channels alone."""
         if count == self.shape[-1]:
             return self
-        codes, scale, offset, info = jax.tree.map(
-            lambda a: a[..., :count], (self.codes, self.scale, self.offset, self.info)
+        codes, scale, offset, info, bias_change = jax.tree.map(
+            lambda a: a[..., :count], (self.codes, self.scale, self.offset, self.info, self.bias_change)
         )
-        return QuantizedMatrix(codes, self.alphabet, scale, offset, info)
+        return QuantizedMatrix(codes, self.alphabet, scale, offset, info, bias_change)

@@ -62,9 +62,9 @@ class Method:
             if found.sound is not None and not isinstance(found.sound, jax.core.Tracer) and not found.sound.all():
                 raise ValueError(self.unsound.format(dtype=problem.dtype, **dataclasses.asdict(checked)))
             levels = jnp.asarray(problem.alphabet, problem.dtype)
-            matrix = QuantizedMatrix(found.codes, levels, found.scale, found.offset, found.info)
-            matrix, bias_change = _cast((matrix, found.bias_change), stats.dtype)
-        return Solution(matrix, bias_change, problem.dtype.name, problem.mean_over_spread)
+            matrix = QuantizedMatrix(found.codes, levels, found.scale, found.offset, found.info, found.bias_change)
+            matrix = _cast(matrix, stats.dtype)
+        return Solution(matrix, problem.dtype.name, problem.mean_over_spread)
 
     def check(self, **options) -> Options:
         """The options, checked; defaults where none are given. ValueError on an unknown one or a bad value."""
