@@ -213,7 +213,7 @@ def test_what_decides_the_images_is_their_identity(tmp_path):
     moved = tmp_path / "moved.safetensors"
     moved.write_bytes(Path(config.model.checkpoint).read_bytes())
     config.data.workers, config.model.checkpoint = 5, str(moved)
-    config.data.root, config.data.batch_size = "moved", 7
+    config.data.batch_size = 7
     assert make_task(config).fingerprint() == identity
     config.data.test_images = 100
     assert make_task(config).fingerprint() != identity
