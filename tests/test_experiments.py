@@ -114,6 +114,8 @@ def test_quantize_writes_a_model_that_loads(tmp_path):
     [
         ("--config.quantt=1", "error: --config has no such key"),
         ("stray", "error: unexpected arguments stray; a setting is given as --config.key=value"),
+        ("--config.task=images", "error: config.task names a function as package.module:function, got 'images'"),
+        ("--config.execution.forward_dtype=float16", "error: unknown forward_dtype 'float16'"),
         ("--config.quant.options.centering=foo", "error: unknown centering 'foo'"),
         ("--config.quant.alphabet=9", "error: unknown alphabet '9'"),
         ("--config.model.checkpoint=missing.safetensors", "error: no checkpoint at 'missing.safetensors'"),
