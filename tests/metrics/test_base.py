@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from beacon_jax.evaluate import evaluate
-from beacon_jax.metrics.base import Mean, Measured, Metric, pick
+from beacon_jax.metrics.base import Mean, Measured, pick
 from beacon_jax.metrics.classes import Agreement, CrossEntropy, Perplexity, Top1, Top5
 from beacon_jax.metrics.vectors import MeanCosine, NeighbourOverlap, RelativeOutputError
 
@@ -16,13 +16,11 @@ def test_every_metric_says_how_it_is_shown(rng, metric):
     batches = [{"x": rng.normal(size=(n, 6)).astype(np.float32), "label": rng.integers(6, size=n)} for n in (8, 5)]
     result = evaluate(lambda b: b["x"], batches, {"m": metric}, reference=lambda b: b["x"])["m"]
     assert isinstance(result, Measured) and result.count == 13 and np.isfinite([result.value, result.stderr]).all()
-    assert metric.title and metric.better in ("higher", "lower") and float(f"{result.value:{metric.shown}}") is not None
+    assert metric.title and metric.better in ("higher", "lower")
+    assert float(f"{result.value:{metric.shown}}") == pytest.approx(result.value, rel=0.05, abs=0.01)
     best = {"Agreement": 100, "MeanCosine": 1, "RelativeOutputError": 0, "NeighbourOverlap": 100}
     if type(metric).__name__ in best:
         assert metric.compares and result.value == pytest.approx(best[type(metric).__name__], abs=1e-5)
-    assert (
-        hash(metric) == hash(metric) and {name for name in Metric.__annotations__ if not hasattr(metric, name)} == set()
-    )
 
 
 def test_means_of_values_that_are_no_floats():
