@@ -1,8 +1,12 @@
-"""A small convolutional network in Flax NNX on CIFAR-10, trained by this project.
+"""A convolutional network of 919,818 parameters in Flax NNX on CIFAR-10, trained by this project.
 
-The images come as for configs/cifar10.py (DATA is described there).
+The images come as for configs/cifar10.py (DATA is described there). Top-1 of the float model is 83.52 ± 0.52 % on 5,000
+test images (half of the test set, 500 of each class).
 
-Train:     python -m experiments.train --config=configs/cifar10_cnn.py $DATA
+Train:     python -m experiments.train --config=configs/cifar10_cnn.py $DATA   (20 minutes of CPU time; 56 minutes on
+           two cores with much other work beside it)
+Quantize:  python -m experiments.quantize --config=configs/cifar10_cnn.py $DATA
+Table:     python -m experiments.tables --config=configs/cifar10_cnn.py $DATA
 """
 
 from ml_collections import ConfigDict

@@ -353,7 +353,8 @@ def test_one_trace_per_layer_shape(problem):
     beacon.solve_codes.wide.clear_cache()
     for alphabet in ("1.58", "2", "4"):
         quantize(MODEL, params, batches, blocks(alphabet=alphabet))
-    assert beacon.solve_codes.wide._cache_size() == 4
+    # In float64 as well the shape of attn/proj, whose inputs' mean is many times their spread in the second block.
+    assert beacon.solve_codes.wide._cache_size() == 4 + 1
 
 
 @pytest.mark.parametrize(

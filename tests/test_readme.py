@@ -3,6 +3,9 @@
 import re
 from pathlib import Path
 
+import jax
+import numpy as np
+
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -13,6 +16,8 @@ def test_examples(tmp_path, monkeypatch, capsys):
     names = {"__name__": "readme"}
     for example in examples:
         exec(example, names)
-    assert (tmp_path / "mlp.safetensors").stat().st_size > 0
+    assert (tmp_path / "tagger.safetensors").stat().st_size > 0
     assert names["tuned"].after <= names["tuned"].before
-    assert "hidden 3" in capsys.readouterr().out
+    jax.tree.map(np.testing.assert_array_equal, names["again"], names["result"].params)
+    printed = capsys.readouterr().out
+    assert "attn/query/kernel" in printed and "looked up (gather)" in printed and "% of the multiplications" in printed

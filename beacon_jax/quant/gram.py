@@ -20,44 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from beacon_jax.quant.moments import Moments, outer
 from beacon_jax.quant.products import matmul
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Moments:
-    """Sums over the rows x of one stream, w their weights: shift s, total Σw(x − s), products Σw(x − s)(x − s)ᵀ.
-
-    (N,), (N,) and (N, N), the last symmetric positive semidefinite, or None while it is not added up.
-    """
-
-    shift: jax.Array
-    total: jax.Array
-    products: jax.Array | None
-
-    @classmethod
-    def zeros(cls, n: int, dtype, *, products: bool = True) -> "Moments":
-        """Of no rows at all. The arrays are separate ones, so that they can be donated."""
-        return cls(jnp.zeros(n, dtype), jnp.zeros(n, dtype), jnp.zeros((n, n), dtype) if products else None)
-
-    def shifted(self, shift: jax.Array, count: jax.Array) -> "Moments":
-        """The same sums, of `count` rows, about another shift."""
-        step, count = self.shift - shift, count[..., None]
-        half = _outer(self.total + count / 2 * step, step)
-        products = None if self.products is None else self.products + (half + half.mT)
-        return Moments(shift, self.total + count * step, products)
-
-    def correction(self, count: jax.Array) -> jax.Array:
-        """(N,) mean − shift; 0 for no rows."""
-        return self.total / jnp.where(count > 0, count, 1)[..., None]
-
-    def mean(self, count: jax.Array) -> jax.Array:
-        """(N,); 0 for no rows."""
-        return self.shift + self.correction(count)
-
-    def variance_sums(self, count: jax.Array) -> jax.Array:
-        """(N,) weighted sums of squares about the mean, but for rounding at least 0."""
-        return jnp.diagonal(self.products, axis1=-2, axis2=-1) - self.total * self.correction(count)
 
 
 @jax.tree_util.register_dataclass
@@ -123,10 +87,10 @@ class GramStats:
         return S, self._centred(self.cross, self.x_tilde, self.x), self._centred(self.x.products, self.x, self.x)
 
     def _centred(self, products, a, b):
-        return products - _outer(a.total, b.correction(self.count))
+        return products - outer(a.total, b.correction(self.count))
 
     def _whole(self, products, a, b):
-        means = _outer(a.mean(self.count), b.mean(self.count))
+        means = outer(a.mean(self.count), b.mean(self.count))
         return self._centred(products, a, b) + self.count[..., None, None] * means
 
     @property
@@ -212,10 +176,10 @@ class GramStats:
         float_shift = None if a.one_stream else jnp.where(some, a.x.shift, b.x.shift)
         a, b = a._shifted(shift, float_shift), b._shifted(shift, float_shift)
         return GramStats(
-            _joined(a.x_tilde, b.x_tilde),
+            a.x_tilde.plus(b.x_tilde),
             a.count + b.count,
             a.rows + b.rows,
-            None if a.one_stream else _joined(a.x, b.x),
+            None if a.one_stream else a.x.plus(b.x),
             None if a.one_stream else a.cross + b.cross,
         )
 
@@ -233,8 +197,8 @@ class GramStats:
         if self.one_stream:
             return dataclasses.replace(self, x_tilde=x_tilde)
         # One shift after the other.
-        cross = self.cross + _outer(self.x_tilde.shift - shift, self.x.total)
-        cross = cross + _outer(x_tilde.total, self.x.shift - float_shift)
+        cross = self.cross + outer(self.x_tilde.shift - shift, self.x.total)
+        cross = cross + outer(x_tilde.total, self.x.shift - float_shift)
         return dataclasses.replace(self, x_tilde=x_tilde, x=self.x.shifted(float_shift, self.count), cross=cross)
 
     def _with_cross(self):
@@ -293,14 +257,3 @@ def _row_weights(weights, shape: tuple[int, ...]) -> jax.Array:
         if not np.all(np.isfinite(values) & (values >= 0)):
             raise ValueError("row weights must be finite and at least 0")
     return weights
-
-
-def _joined(a: Moments, b: Moments) -> Moments:
-    """The sums of both, about the shift that they share."""
-    products = None if a.products is None or b.products is None else a.products + b.products
-    return Moments(a.shift, a.total + b.total, products)
-
-
-def _outer(a, b):
-    """(…, N, N) products a_i b_j."""
-    return a[..., :, None] * b[..., None, :]

@@ -3,12 +3,17 @@
 from pathlib import Path
 
 import jax
+from ml_collections import ConfigDict
 
 from beacon_jax import load_params
 from beacon_jax.checkpoint import saved_model
+from beacon_jax.evaluate import Agreement, Perplexity
 from beacon_jax.models.decoder import Decoder, create_decoder
+from experiments.task import Task
 from experiments.text import digest, read_corpus, split_texts
 from experiments.tokens import CONTEXT, ArrayBatches, encode, load_tokenizer, tokenizer_path, windows
+
+METRICS = {"perplexity": Perplexity(label="targets", mask="mask"), "agreement": Agreement(mask="mask")}
 
 
 def load_language_model(path: str) -> tuple[Decoder, dict]:
@@ -29,29 +34,29 @@ def text_batches(path: str, batch_size: int) -> tuple[ArrayBatches, ArrayBatches
     return ArrayBatches(train, batch_size), ArrayBatches(test, batch_size)
 
 
-def language(config):
+def language(config: ConfigDict) -> Task:
     """The task: perplexity of the test texts per token, and how often the most likely token stays the same.
 
-    Args:
-      config: its model.checkpoint and data.batch_size are read.
-    """
-    from experiments.task import Task
+    An example is a window of CONTEXT tokens.
 
+    Args:
+      config: its model.checkpoint, data.batch_size and data.test_images are read.
+
+    Raises:
+      FileNotFoundError: no checkpoint, or no tokenizer beside it.
+      ValueError: a damaged file, or a checkpoint of another model.
+      ImportError: the tokenizers library is not installed.
+    """
     path = config.model.checkpoint
     model, params = load_language_model(path)
     train, test = text_batches(path, config.data.batch_size)
+    test = test.drawn(config.data.test_images, 0) if config.data.test_images else test
     return Task(
         apply=lambda params, batch: model.apply({"params": params}, batch["ids"]),
         params=params,
         calibration=train.drawn,
         test=test,
-        metrics=_metrics(),
+        metrics=METRICS,
         weights=lambda batch: batch["mask"],
         identity=digest(Path(path).read_bytes(), train.arrays["ids"], test.arrays["ids"]),
     )
-
-
-def _metrics() -> dict:
-    from beacon_jax.evaluate import Agreement, Perplexity
-
-    return {"perplexity": Perplexity(label="targets", mask="mask"), "agreement": Agreement(mask="mask")}

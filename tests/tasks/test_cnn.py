@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from beacon_jax import QuantSpec, evaluate, quantize, save_params
+from beacon_jax.graph.model import Model
 from beacon_jax.graph.trace import leaf_names
 from beacon_jax.models import cnn as models
 from configs import cifar10_cnn
@@ -60,13 +61,26 @@ def test_the_task(config):
     assert cnn(moved).identity != task.identity
 
 
+def kernels(params):
+    return {name.removesuffix("/kernel") for name in leaf_names(params) if name.endswith("/kernel")}
+
+
 def test_every_layer_is_found(config):
-    """Convolutions, the depthwise one in as many groups as it has channels, and linear maps; nothing else is left."""
+    """Convolutions, the depthwise one in as many groups as it has channels, and linear maps."""
     task = cnn(config)
-    spec = QuantSpec(method="rtn", alphabet="4")
+    model = Model(task.apply, task.params)
+    model.add(next(iter(task.test)))
+    layers = {layer.name: layer for layer in model.layers}
+    assert layers.keys() == kernels(task.params)
+    assert layers["separable/depthwise/conv"].shape == (8, 9, 1)
+
+
+@pytest.mark.slow
+def test_every_layer_is_quantized(config):
+    task = cnn(config)
+    spec = QuantSpec(method="rtn", alphabet="4", calibrate_on="float", allow_few_rows=True)
     done = quantize(task.apply, task.params, task.calibration(8, 0), spec)
-    kernels = {name.removesuffix("/kernel") for name in leaf_names(task.params) if name.endswith("/kernel")}
-    assert done.layers.keys() == kernels
+    assert done.layers.keys() == kernels(task.params)
     assert done.layers["separable/depthwise/conv"].codes.shape == (8, 9, 1)
     left = {row.path for row in done.coverage.leaves if not row.quantized}
     assert left == {name for name in leaf_names(task.params) if not name.endswith("/kernel")}

@@ -1,12 +1,14 @@
+import functools
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from beacon_jax import save_params
+from beacon_jax import evaluate, save_params
 from beacon_jax.models import decoder
-from experiments.tasks.language import load_language_model, text_batches
+from configs import language as language_config
+from experiments.tasks.language import language, load_language_model, text_batches
 from experiments.text import read_corpus, split_texts
 from experiments.tokens import CONTEXT, SEPARATOR, encode, load_tokenizer, tokenizer_path, train_tokenizer
 from experiments.train_language import mean_loss
@@ -65,3 +67,29 @@ def test_the_shipped_tokenizer_fits_the_model():
     assert tokenizer.token_to_id(SEPARATOR) == 0
     texts = split_texts(read_corpus())[1]
     assert tokenizer.decode_batch(encode(tokenizer, texts)) == texts
+
+
+def test_the_task_measures_the_loss_of_the_training_script(checkpoint):
+    config = language_config.get_config()
+    config.model.checkpoint, config.data.test_images = str(checkpoint), 40
+    task = language(config)
+    predict = functools.partial(jax.jit(task.apply), task.params)
+    measured = evaluate(predict, task.test, task.metrics, predict)
+    loss = mean_loss(decoder.create_decoder("tiny"), task.params, task.test)
+    np.testing.assert_allclose(measured["perplexity"].value, np.exp(loss), rtol=1e-5)
+    assert task.main == "perplexity" and measured["agreement"].value == 100
+    batches = list(task.calibration(33, 0))
+    assert [task.weights(batch).shape for batch in batches] == [(32, CONTEXT), (1, CONTEXT)]
+    config.data.batch_size = 8
+    assert language(config).identity == task.identity
+    config.data.test_images = 41
+    assert language(config).identity != task.identity
+
+
+@pytest.mark.parametrize("missing", ["tiny.safetensors", "tiny.tokenizer.json"])
+def test_missing_files_are_named(checkpoint, missing):
+    config = language_config.get_config()
+    config.model.checkpoint = str(checkpoint)
+    (checkpoint.parent / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=missing):
+        language(config)

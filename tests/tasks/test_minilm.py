@@ -1,11 +1,15 @@
 import importlib.util
 import json
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from experiments.tasks.minilm import PACKAGE, load_encoder, minilm_folder
+from beacon_jax import evaluate
+from configs import minilm as minilm_config
+from experiments.tasks import minilm as task_module
+from experiments.tasks.minilm import PACKAGE, load_encoder, minilm, minilm_folder
 from experiments.text import read_corpus, split_texts
 from tests.models.test_convert_bert import CONFIG, MODEL, random_state
 
@@ -43,6 +47,30 @@ def test_the_identity_is_of_the_weights(folder, rng):
     assert load_encoder(folder).identity == one
     save_file(random_state(rng), folder / "model.safetensors")
     assert load_encoder(folder).identity != one
+
+
+def test_the_task(folder, monkeypatch):
+    monkeypatch.setattr(task_module, "minilm_folder", lambda: folder)
+    monkeypatch.setattr(task_module, "TOKENS", 10)
+    config = minilm_config.get_config()
+    config.data.test_images = 30
+    task = minilm(config)
+    noise = jax.tree.map(lambda a: a + 0.1 * np.cos(np.arange(a.size, dtype=np.float32)).reshape(a.shape), task.params)
+    predict = jax.jit(task.apply)
+    measured = {}
+    for name, params in {"same": task.params, "other": noise}.items():
+        made = evaluate(
+            lambda batch, p=params: predict(p, batch), task.test, task.metrics, lambda b: predict(task.params, b)
+        )
+        measured[name] = {key: value.value for key, value in made.items()}
+    assert task.main == "cosine" and list(measured["same"]) == ["cosine", "neighbours"]
+    np.testing.assert_allclose(list(measured["same"].values()), [1, 100], rtol=1e-5)
+    assert measured["other"]["cosine"] < 0.99 and measured["other"]["neighbours"] < 99
+    batch = next(iter(task.calibration(7, 0)))
+    np.testing.assert_array_equal(task.weights(batch), batch["mask"])
+    assert batch["mask"].shape == (7, 10)
+    config.data.test_images = 31
+    assert minilm(config).identity != task.identity
 
 
 def test_what_is_missing_is_said(folder, monkeypatch):

@@ -232,8 +232,7 @@ def test_float32_with_nearly_constant_inputs(x64, rng, mean, sign):
         q = levels_of(METHODS["beacon"](jnp.asarray(W, dtype), gram(X, dtype=dtype), "2"))
         v = X.astype(np.float64) @ q
         errors.append(np.square(y - (y * v).sum(0) / (v * v).sum(0) * v).sum(0) / np.square(y - y.mean(0)).sum(0))
-    assert errors[0].mean() < 1.05 * errors[1].mean()
-    assert errors[0].max() < 0.5
+    assert errors[0].mean() < 1.05 * errors[1].mean() < 0.5
 
 
 def test_bad_options(rng):

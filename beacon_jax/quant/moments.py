@@ -1,0 +1,53 @@
+"""Mean and second moments of one stream of rows, as sums about a shift (see gram.py)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Sums over the rows x of one stream, w their weights: shift s, total Σw(x − s), products Σw(x − s)(x − s)ᵀ.
+
+    (N,), (N,) and (N, N), the last symmetric positive semidefinite, or None while it is not added up.
+    """
+
+    shift: jax.Array
+    total: jax.Array
+    products: jax.Array | None
+
+    @classmethod
+    def zeros(cls, n: int, dtype, *, products: bool = True) -> "Moments":
+        """Of no rows at all. The arrays are separate ones, so that they can be donated."""
+        return cls(jnp.zeros(n, dtype), jnp.zeros(n, dtype), jnp.zeros((n, n), dtype) if products else None)
+
+    def shifted(self, shift: jax.Array, count: jax.Array) -> "Moments":
+        """The same sums, of `count` rows, about another shift."""
+        step, count = self.shift - shift, count[..., None]
+        half = outer(self.total + count / 2 * step, step)
+        products = None if self.products is None else self.products + (half + half.mT)
+        return Moments(shift, self.total + count * step, products)
+
+    def correction(self, count: jax.Array) -> jax.Array:
+        """(N,) mean − shift; 0 for no rows."""
+        return self.total / jnp.where(count > 0, count, 1)[..., None]
+
+    def mean(self, count: jax.Array) -> jax.Array:
+        """(N,); 0 for no rows."""
+        return self.shift + self.correction(count)
+
+    def variance_sums(self, count: jax.Array) -> jax.Array:
+        """(N,) weighted sums of squares about the mean, but for rounding at least 0."""
+        return jnp.diagonal(self.products, axis1=-2, axis2=-1) - self.total * self.correction(count)
+
+    def plus(self, other: "Moments") -> "Moments":
+        """The sums of both, which must have one shift."""
+        products = None if self.products is None or other.products is None else self.products + other.products
+        return Moments(self.shift, self.total + other.total, products)
+
+
+def outer(a: jax.Array, b: jax.Array) -> jax.Array:
+    """(…, N, N) products a_i b_j."""
+    return a[..., :, None] * b[..., None, :]
