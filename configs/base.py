@@ -6,13 +6,12 @@ Any key can be set on the command line, as in --config.quant.alphabet=3 or --con
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from experiments.methods import method_options
+from experiments.methods import option_types
 
 
 def options(**given) -> ConfigDict:
     """Options of a method: every option that any method has, unset (the method's own default) unless given."""
-    kinds = {name: option.type for known in method_options().values() for name, option in known.items()}
-    config = ConfigDict({name: placeholder(kind) for name, kind in kinds.items()})
+    config = ConfigDict({name: placeholder(kind) for name, kind in option_types().items()})
     config.update(given)
     return config
 

@@ -28,6 +28,7 @@ class Experiment:
         self.task, self.execution = task, common.make_execution(config)
         self.apply = common.forward_function(task.apply, self.execution)
         self.skipped: dict[str, int] = {}  # examples left out of the latest calibration, tuning and test
+        self._model: tuple[Model, int] | None = None  # as `_traced` gives it
         # Examples of the latest calibration and the latest tuning, decoded once; statistics that rows share.
         self._drawn = functools.lru_cache(maxsize=2)(self._draw)
         self._float_stats = functools.lru_cache(maxsize=1)(lambda count, seed: FloatStats())
@@ -124,7 +125,7 @@ class Experiment:
 
     def _traced(self, batches: Iterable[Any]) -> tuple[Model, int]:
         """The model, traced for the first batch that there is, and its number of examples."""
-        if not hasattr(self, "_model"):
+        if self._model is None:
             batch = next(iter(batches), None)
             if batch is None:
                 raise ValueError("calibration of the task gives no batches")

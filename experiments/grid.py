@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from beacon_jax import QuantSpec
 from beacon_jax.norm_tuning import NormTuning
 from beacon_jax.quant.alphabets import make_alphabet
-from experiments.methods import method_options
+from experiments.methods import method_options, speed_only
 from experiments.task import identity_of
 
 TUNED = " + norm tuning"
@@ -131,6 +131,5 @@ def _deciding(quant: dict | None) -> dict | None:
     if quant is None:
         return None
     fields = {key: value for key, value in quant.items() if key not in ("allow_few_rows", "strict")}
-    speed_only = {name for known in method_options().values() for name, o in known.items() if not o.decides_result}
-    options = {key: v for key, v in quant["options"].items() if v is not None and key not in speed_only}
+    options = {key: v for key, v in quant["options"].items() if v is not None and key not in speed_only()}
     return {**fields, "options": options}

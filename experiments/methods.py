@@ -1,31 +1,22 @@
-"""The options of every method, as beacon_jax declares them: nothing here knows any method's options."""
+"""The options of every method, as beacon_jax declares them: the scripts know none by name but the number of sweeps."""
 
 import dataclasses
-import types
 import typing
 
 from beacon_jax import METHODS
 
 
-@dataclasses.dataclass(frozen=True)
-class MethodOption:
-    """An option's type, and whether it decides the result (or only speed and memory)."""
-
-    type: type
-    decides_result: bool
+def method_options() -> dict[str, dict[str, dataclasses.Field]]:
+    """{method: {option: its field, whose metadata says what it is for and whether it decides the result}}."""
+    return {name: {f.name: f for f in dataclasses.fields(method.options)} for name, method in METHODS.items()}
 
 
-def method_options() -> dict[str, dict[str, MethodOption]]:
-    """{method: {option: …}}."""
-    return {
-        name: {
-            field.name: MethodOption(_kind(field.type), field.metadata["decides_result"])
-            for field in dataclasses.fields(method.options)
-        }
-        for name, method in METHODS.items()
-    }
+def option_types() -> dict[str, type]:
+    """{option of any method: its type}, without None."""
+    fields = [field for known in method_options().values() for field in known.values()]
+    return {field.name: (typing.get_args(field.type) or (field.type,))[0] for field in fields}
 
 
-def _kind(annotation) -> type:
-    """int for int and for int | None."""
-    return typing.get_args(annotation)[0] if isinstance(annotation, types.UnionType) else annotation
+def speed_only() -> set[str]:
+    """The options that change speed and memory alone."""
+    return set().union(*(method.speed_only for method in METHODS.values()))

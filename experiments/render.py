@@ -14,7 +14,7 @@ from experiments.grid import FLOAT, Cell
 from experiments.results import Result
 
 MISSING = "–"
-CUT = 0.12  # of the float model's value, or of 100 where it is a percentage
+CUT = 0.15  # of the float model's value
 
 Places = dict[tuple[str, str], list[Result]]
 Metrics = Mapping[str, Metric]
@@ -159,7 +159,8 @@ def plot(results: Sequence[Result], metrics: Metrics, path: Path) -> None:
     axes.xaxis.set_major_locator(FixedLocator(range(len(alphabets))))
     axes.set_xticklabels(alphabets)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    if results:
+        axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=120)
 
 
@@ -186,7 +187,7 @@ def _float_line(axes, value: float, metric: Metric) -> None:
         if low > 0:
             axes.set_yscale("log")
         return
-    cut = CUT * (100 if "percent" in metric.title else abs(value))
-    if low < value - cut:
-        axes.set_ylim(value - cut, high)
-        axes.set_title(f"values more than {cut:.3g} below the float model are cut off", fontsize="small")
+    lowest = value - CUT * abs(value)
+    if low < lowest:
+        axes.set_ylim(lowest, high)
+        axes.set_title(f"values more than {CUT:.0%} below the float model's are cut off", fontsize="small")

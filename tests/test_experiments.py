@@ -114,6 +114,8 @@ def test_quantize_writes_a_model_that_loads(tmp_path):
     [
         ("--config.quantt=1", "error: --config has no such key"),
         ("stray", "error: unexpected arguments stray; a setting is given as --config.key=value"),
+        ("--config.task=images", "error: config.task names a function as package.module:function, got 'images'"),
+        ("--config.execution.forward_dtype=float16", "error: unknown forward_dtype 'float16'"),
         ("--config.quant.options.centering=foo", "error: unknown centering 'foo'"),
         ("--config.quant.alphabet=9", "error: unknown alphabet '9'"),
         ("--config.model.checkpoint=missing.safetensors", "error: no checkpoint at 'missing.safetensors'"),
@@ -213,7 +215,7 @@ def test_what_decides_the_images_is_their_identity(tmp_path):
     moved = tmp_path / "moved.safetensors"
     moved.write_bytes(Path(config.model.checkpoint).read_bytes())
     config.data.workers, config.model.checkpoint = 5, str(moved)
-    config.data.root, config.data.batch_size = "moved", 7
+    config.data.batch_size = 7
     assert make_task(config).fingerprint() == identity
     config.data.test_images = 100
     assert make_task(config).fingerprint() != identity

@@ -76,9 +76,10 @@ class MeanOver:
         total = weights.sum()
         if not total > 0:
             raise ValueError(f"nothing to measure: all weights are zero ({self.title})")
-        mean = sums.sum() / total
-        stderr = math.sqrt(np.square(sums - mean * weights).sum()) / total
-        return Measured(float(self.unit * mean), float(self.unit * stderr), int((weights > 0).sum()))
+        stderr = math.sqrt(np.square(sums - sums.sum() / total * weights).sum()) / total
+        # In this order 477 of 500 are 95.4 percent, to the last bit.
+        value = self.unit * sums.sum() / total
+        return Measured(float(value), float(self.unit * stderr), int((weights > 0).sum()))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,12 +34,12 @@ def test_cross_entropy_and_perplexity_of_masked_tokens(rng):
     result = evaluate(logits, data, {"loss": CrossEntropy(**KEYS), "perplexity": Perplexity(**KEYS)})
     loss, mask = losses(data)
     mean = loss.sum() / mask.sum()
-    assert result["loss"].value == pytest.approx(mean, rel=1e-6)
-    assert result["perplexity"].value == pytest.approx(np.exp(mean), rel=1e-6)
+    assert result["loss"].value == pytest.approx(mean, rel=1e-5)
+    assert result["perplexity"].value == pytest.approx(np.exp(mean), rel=1e-5)
     residuals = (loss - mean * mask).sum(1)  # of each example
     stderr = np.sqrt((residuals**2).sum()) / mask.sum()
-    assert result["loss"].stderr == pytest.approx(stderr, rel=1e-6)
-    assert result["perplexity"].stderr == pytest.approx(np.exp(mean) * stderr, rel=1e-6)
+    assert result["loss"].stderr == pytest.approx(stderr, rel=1e-5)
+    assert result["perplexity"].stderr == pytest.approx(np.exp(mean) * stderr, rel=1e-5)
     assert result["loss"].count == 14
 
 
