@@ -93,7 +93,8 @@ def quantize(
     apply, params = as_function(model, params)
     read = Model(apply, params, execution.cast)
     placement, finished = Placement(execution.mesh), finished or {}
-    leaves, structure = jax.tree.flatten(placement.everywhere(params))
+    # As JAX arrays, float64 ones as float32 where double precision is off.
+    leaves, structure = jax.tree.flatten(placement.everywhere(jax.tree.map(jnp.asarray, params)))
     fingerprint = Fingerprint() if float_stats is not None else None
     with Calibration(read, leaves, _STREAMS[spec.calibrate_on], execution) as calibration:
         calibration.read(batches, weights, fingerprint)
