@@ -79,6 +79,8 @@ class Calibration:
         """
         if isinstance(batches, (np.ndarray, jax.Array)):
             raise ValueError(f"expected several batches, got one array of shape {batches.shape}; put it into a list")
+        if not isinstance(batches, Iterable):
+            raise ValueError(f"expected batches to iterate over, got {type(batches).__name__}")
         for i, batch in enumerate(batches):
             leaves = check_batch(batch, i)
             signature = self.model.add(jax.tree.unflatten(jax.tree.structure(batch), leaves))
@@ -175,9 +177,8 @@ class Calibration:
 
     def _empty(self, stage: int, group: int, float_known: bool = False) -> GramStats:
         layer = self.model.first.stages[stage].groups[group][0]
-        least = jnp.float64 if self.execution.forward_dtype == "float64" else jnp.float32
-        leaf = self.streams[0].leaves[layer.leaf]
-        dtype = jnp.promote_types(least, leaf.dtype)
+        double = self.execution.forward_dtype == "float64" or self.streams[0].leaves[layer.leaf].dtype == jnp.float64
+        dtype = jnp.float64 if double else jnp.float32
         N, groups = layer.shape[-2], layer.shape[0] if len(layer.shape) == 3 else None
         streams = len(self.streams)
         return self.placement.everywhere(
@@ -267,7 +268,12 @@ def check_batch(batch: Any, i: int) -> list[np.ndarray]:
         where = f"calibration batch {i}" + (f" at {jax.tree_util.keystr(path)}" if path else "")
         if not isinstance(leaf, (np.ndarray, np.generic, jax.Array)):
             raise ValueError(f"{where} is no array but a {type(leaf).__name__}; batches are pytrees of arrays")
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+            raise ValueError(f"{where} is a key of random numbers; pass jax.random.key_data(key), and wrap it inside")
         leaf = np.asarray(leaf)
+        if leaf.dtype == np.float64 and not jax.config.jax_enable_x64:
+            with np.errstate(over="ignore"):
+                leaf = leaf.astype(np.float32)
         if leaf.size == 0:
             raise ValueError(f"{where} is empty, of shape {leaf.shape}")
         if jnp.issubdtype(leaf.dtype, jnp.floating) and not np.isfinite(leaf).all():

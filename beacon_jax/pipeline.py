@@ -90,6 +90,12 @@ def quantize(
         (spec.strict); a finished layer that is not to be quantized; statistics of another model or data; a method's
         error, with the layer's name.
     """
+    if not isinstance(spec, QuantSpec) or not isinstance(execution, Execution):
+        raise ValueError(
+            f"expected a QuantSpec and an Execution, got {type(spec).__name__} and {type(execution).__name__}"
+        )
+    if weights is not None and not callable(weights):
+        raise ValueError(f"weights is a function of a batch, got {type(weights).__name__}")
     apply, params = as_function(model, params)
     read = Model(apply, params, execution.cast)
     placement, finished = Placement(execution.mesh), finished or {}
@@ -101,7 +107,7 @@ def quantize(
         plan = plan_layers(read, spec, calibration.rows, calibration.examples)
         _check_finished(finished, plan, read)
         if float_stats is not None:
-            fingerprint.add([*leaves, execution.forward_dtype])
+            fingerprint.add([*leaves, execution.forward_dtype, read.text()])
             float_stats.belong_to(fingerprint.digest())
         run = _Run(read, spec, plan, calibration, finished, float_stats, on_layer, leaves)
         for stage in range(run.last_stage() + 1):
@@ -136,6 +142,7 @@ def plan_layers(
     plan = spec.plan(found.layers, others)
     if spec.strict:
         left = [(model.leaves[i], why) for i, why in found.reasons.items() if not spec.names(model.leaves[i])]
+        left += [(model.leaves[i], "parts of it are no layer") for i in found.partly if not spec.names(model.leaves[i])]
         left += [
             (layer.name, spec.why_left(layer))
             for layer in found.layers
@@ -253,7 +260,7 @@ class _Run:
         except ValueError as error:
             raise ValueError(f"layer {layer.name}: {error}") from error
         matrix = self._placement.everywhere(solution.matrix).first_channels(kernel.shape[-1])
-        matrix = matrix.astype(jnp.promote_types(jnp.float32, kernel.dtype))
+        matrix = matrix.astype(jnp.float64 if kernel.dtype == jnp.float64 else jnp.float32)
         jax.block_until_ready(matrix)
         seconds = gram_seconds, time.perf_counter() - start
         return _report(layer, plan, kernel, dataclasses.replace(solution, matrix=matrix), stats, seconds)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,9 +32,13 @@ class LayerRule:
     def __str__(self) -> str:
         return repr(self.layers) + (f" of kind {self.kind}" if self.kind else "")
 
-    def matches(self, name: str, kind: str | None) -> bool:
-        """Whether it is about a layer, or a parameter that is none (kind None), of this name."""
-        return self.kind in (None, kind) and re.fullmatch(self.layers, name) is not None
+    def matches(self, layer: Layer) -> bool:
+        """Whether it is about a layer, by its name or its parameter's path."""
+        return self.kind in (None, layer.kind) and any(re.fullmatch(self.layers, n) for n in (layer.name, layer.path))
+
+    def names(self, path: str) -> bool:
+        """Whether it leaves a parameter of this path in float."""
+        return self.skip and self.kind is None and re.fullmatch(self.layers, path) is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +74,15 @@ class QuantSpec:
 
     def __post_init__(self):
         _check_choice("calibrate_on", self.calibrate_on, CALIBRATE_ON)
-        if isinstance(self.rules, (str, Mapping)):
+        if isinstance(self.rules, (str, Mapping, LayerRule)) or not isinstance(self.rules, Iterable):
             raise ValueError(f"rules is a list of LayerRule or of dicts, got {self.rules!r}")
         rules = tuple(rule if isinstance(rule, LayerRule) else _from_dict(LayerRule, rule) for rule in self.rules)
         object.__setattr__(self, "rules", rules)
         for rule in (self, *rules):
+            _check_kind("layers", rule.layers, str, "a regular expression")
+            for what, kind, said in (("method", str, "a name"), ("options", Mapping, "a dict")):
+                if getattr(rule, what) is not None:
+                    _check_kind(what, getattr(rule, what), kind, said)
             try:
                 re.compile(rule.layers)
             except re.error as error:
@@ -87,7 +95,7 @@ class QuantSpec:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "QuantSpec":
         """A spec from a config's keys; options that are None are left to the method. ValueError on an unknown key."""
-        options = {k: v for k, v in fields.get("options", {}).items() if v is not None}
+        options = {k: v for k, v in (fields.get("options") or {}).items() if v is not None}
         return _from_dict(cls, {**fields, "options": options})
 
     def plan(self, layers: Sequence[Layer], others: Sequence[str] = ()) -> dict[str, "LayerPlan"]:
@@ -102,14 +110,14 @@ class QuantSpec:
         """
         names = ", ".join(f"{layer.name} ({layer.kind})" for layer in layers)
         for rule in (LayerRule(self.layers), *self.rules):
-            found = any(rule.matches(layer.name, layer.kind) for layer in layers)
-            if not (found or (rule.skip and any(rule.matches(path, None) for path in others))):
+            found = any(rule.matches(layer) for layer in layers)
+            if not (found or any(rule.names(path) for path in others)):
                 raise ValueError(f"no layer matches {rule}; the layers are {names}")
         plan = {}
         for layer in layers:
-            matching = [rule for rule in self.rules if rule.matches(layer.name, layer.kind)]
+            matching = [rule for rule in self.rules if rule.matches(layer)]
             rule = matching[-1] if matching else None  # of several that match the last counts
-            asked = rule is not None or (not layer.other_uses and re.fullmatch(self.layers, layer.name))
+            asked = rule is not None or (not layer.other_uses and LayerRule(self.layers).matches(layer))
             if asked and not (rule and rule.skip):
                 plan[layer.name] = self._plan_layer(rule)
         if not plan:
@@ -118,7 +126,7 @@ class QuantSpec:
 
     def why_left(self, layer: Layer) -> str:
         """Why a layer that is not in the plan is left in float."""
-        matching = [rule for rule in self.rules if rule.matches(layer.name, layer.kind)]
+        matching = [rule for rule in self.rules if rule.matches(layer)]
         if matching:
             return f"skipped by the rule {matching[-1]}"
         if layer.other_uses:
@@ -127,7 +135,7 @@ class QuantSpec:
 
     def names(self, path: str) -> bool:
         """Whether a rule with `skip` names a parameter that is no layer."""
-        return any(rule.skip and rule.matches(path, None) for rule in self.rules)
+        return any(rule.names(path) for rule in self.rules)
 
     def _plan_layer(self, rule: LayerRule | None) -> "LayerPlan":
         def own(field):
@@ -156,6 +164,11 @@ class LayerPlan:
 def _check_choice(what: str, value: str, known) -> None:
     if value not in known:
         raise ValueError(f"unknown {what} {value!r}; expected one of {', '.join(known)}")
+
+
+def _check_kind(what: str, value: Any, kind: type, said: str) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(f"{what} is {said}, got {value!r}")
 
 
 def _from_dict(cls, fields: Mapping[str, Any]):

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from beacon_jax.devices import Placement
 
 STORAGES = ("disk", "memory")
+_BYTES = {1: np.uint8, 2: np.uint16}
 
 
 class ActivationStream:
@@ -59,8 +59,8 @@ class ActivationStream:
         else:
             with open(self._path(i), "wb") as file:
                 for a in own:
-                    # .npy files do not know bfloat16, which float32 holds exactly.
-                    np.save(file, a.astype(np.float32) if a.dtype == jnp.bfloat16 else a)
+                    # .npy files do not know bfloat16 and the like; their bytes they do.
+                    np.save(file, a if a.dtype.isbuiltin else np.ascontiguousarray(a).view(_BYTES[a.dtype.itemsize]))
 
     def close(self) -> None:
         """Frees the batches."""
@@ -73,4 +73,5 @@ class ActivationStream:
 
     def _read(self, i: int) -> list[np.ndarray]:
         with open(self._path(i), "rb") as file:
-            return [np.load(file).astype(dtype, copy=False) for dtype, _ in self._about[i]]
+            read = [(np.load(file), dtype) for dtype, _ in self._about[i]]
+        return [a if dtype.isbuiltin else a.view(dtype) for a, dtype in read]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.experimental import io_callback
 
-from beacon_jax import QuantSpec, quantize
+from beacon_jax import LayerRule, QuantSpec, quantize
 
 PARAMS = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32)}
 BATCHES = [np.random.default_rng(1).normal(size=(10, 6)).astype(np.float32)]
@@ -192,3 +192,38 @@ def test_batches_that_are_none():
     assert re.search("no batches|batch", refusal(product, batches=[]))
     assert re.search("batch|array", refusal(product, batches=["a sentence"]))
     assert re.search("finite|NaN|nan", refusal(product, batches=[np.full((10, 6), np.nan, np.float32)]))
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (dict(rules=LayerRule("a")), "rules is a list of LayerRule or of dicts"),
+        (dict(rules=None), "rules is a list of LayerRule or of dicts"),
+        (dict(layers=["a"]), "layers is a regular expression, got"),
+        (dict(rules=[LayerRule(["a"])]), "layers is a regular expression, got"),
+        (dict(method=["rtn"]), "method is a name, got"),
+        (dict(options=["x"]), "options is a dict, got"),
+        (dict(rules=[{"kind": "linear"}]), "unknown kind 'linear'; expected one of dense, grouped, conv"),
+    ],
+)
+def test_specs_of_other_types(fields, says):
+    with pytest.raises(ValueError, match=says):
+        QuantSpec(**fields)
+
+
+def test_arguments_of_other_types():
+    params = {"w": np.ones((6, 4), np.float32)}
+
+    def apply(p, x):
+        return x @ p["w"]
+
+    for arguments, says in (
+        ((params, BATCHES, {"method": "rtn"}), "expected a QuantSpec and an Execution, got dict and Execution"),
+        ((params, None, SPEC), "expected batches to iterate over, got NoneType"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            quantize(apply, *arguments)
+    with pytest.raises(ValueError, match="weights is a function of a batch, got ndarray"):
+        quantize(apply, params, BATCHES, SPEC, weights=np.ones(10))
+    with pytest.raises(ValueError, match="calibration batch 0 holds NaN or infinity"):
+        quantize(apply, params, [np.full((9, 6), 1e300)], SPEC)

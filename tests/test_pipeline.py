@@ -282,6 +282,18 @@ def test_float_statistics_of_something_else_are_refused(problem, changed, x64):
         quantize(MODEL, params, batches, float_stats=shared, **given)
 
 
+def test_float_statistics_of_another_function_are_refused(rng):
+    params, batches = {n: rng.normal(size=(4, 4)) for n in "ab"}, [rng.normal(size=(20, 4))]
+    shared, spec = FloatStats(), QuantSpec(method="rtn", calibrate_on="float")
+    for activation in (nn.relu, nn.relu, nn.tanh):
+        given = (lambda p, x, f=activation: f(x @ p["a"]) @ p["b"]), params, batches, spec
+        if activation is nn.tanh:
+            with pytest.raises(ValueError, match="float_stats holds statistics of another model"):
+                quantize(*given, float_stats=shared)
+        else:
+            quantize(*given, float_stats=shared)
+
+
 def test_finished_layers_must_belong_to_the_run(problem):
     params, batches = problem
     whole = quantize(MODEL, params, batches, blocks(method="rtn"))

@@ -7,6 +7,7 @@ flattened, transposed, taken apart by a recurrence step by step, or one for each
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,12 +27,13 @@ class Axes:
 
     Attributes:
       atoms: for each axis of the value.
-      fixed: {axis of the weights: index} where the value belongs to one position alone.
+      fixed: {axis of the weights: (order, index)} where the value belongs to one position alone; of several, as in a
+        recurrence the last step's and this one's, the one that was cut out last counts (the highest order).
       lost: {axis of the weights: primitive} that could not be followed through that primitive.
     """
 
     atoms: tuple[tuple[Atom, ...], ...]
-    fixed: tuple[tuple[int, int], ...] = ()
+    fixed: tuple[tuple[int, tuple[int, int]], ...] = ()
     lost: tuple[tuple[int, str], ...] = ()
 
     @property
@@ -55,6 +57,11 @@ def _merged(*pairs):
         for axis, value in own:
             merged[axis] = max(value, merged[axis]) if axis in merged else value
     return tuple(sorted(merged.items()))
+
+
+def _still_fixed(operands, known: set[int]):
+    """Positions that a value made of these belongs to: none along an axis that it has all of."""
+    return tuple(f for f in _merged(*(o.fixed for o in operands)) if f[0] not in known)
 
 
 def _plain(shape: Sequence[int]) -> Axes:
@@ -87,7 +94,7 @@ def _same_shape(equation: Equation, operands, made):
         gone = set().union(*(o.known for o in operands)) - result.known
         facts = dataclasses.replace(
             result,
-            fixed=_merged(*(o.fixed for o in operands)),
+            fixed=_still_fixed(operands, result.known),
             lost=_merged(*(o.lost for o in operands), ((a, equation.name) for a in gone)),
         )
         yield facts
@@ -148,23 +155,27 @@ def _drop(name: str) -> Callable:
 
 def _slice(equation, operands, made):
     (axes,), (shape,) = operands, made
-    yield _cut(axes, shape, equation.params["start_indices"], equation.name)
+    yield _cut(axes, shape, equation.params["start_indices"], equation)
 
 
 def _dynamic_slice(equation, operands, made):
     axes, *starts = operands[0], *equation.inputs[1:]
-    known = [None if isinstance(s, int) else int(s.value) for s in starts]
-    yield _cut(axes, made[0], known, equation.name)
+    sizes = [math.prod(n for _, n in own) for own in axes.atoms]
+    known = [
+        None if isinstance(s, int) else min(max(int(s.value), 0), size - n)
+        for s, size, n in zip(starts, sizes, made[0], strict=True)
+    ]
+    yield _cut(axes, made[0], known, equation)
 
 
 def _split(equation, operands, made):
     start, axis = 0, equation.params["axis"]
     for shape, size in zip(made, equation.params["sizes"], strict=True):
-        yield _cut(operands[0], shape, [start if i == axis else 0 for i in range(len(shape))], equation.name)
+        yield _cut(operands[0], shape, [start if i == axis else 0 for i in range(len(shape))], equation)
         start += size
 
 
-def _cut(axes: Axes, shape, starts, name: str) -> Axes:
+def _cut(axes: Axes, shape, starts, equation: Equation) -> Axes:
     """Of a part of a value: a whole axis stays, one position of an axis is remembered, else it is lost."""
     atoms, fixed, gone = [], dict(axes.fixed), set()
     for own, n, start in zip(axes.atoms, shape, starts, strict=True):
@@ -174,10 +185,10 @@ def _cut(axes: Axes, shape, starts, name: str) -> Axes:
         atoms.append(((None, n),))
         labelled = {axis for axis, _ in own} - {None}
         if n == 1 and len(own) == 1 and labelled and start is not None:
-            fixed[own[0][0]] = start
-        elif n > 1:
+            fixed[own[0][0]] = equation.outputs[0], start
+        else:
             gone |= labelled
-    return Axes(tuple(atoms), tuple(sorted(fixed.items())), axes.lost).without(gone, name)
+    return Axes(tuple(atoms), tuple(sorted(fixed.items())), axes.lost).without(gone, equation.name)
 
 
 def _concatenate(equation, operands, made):
@@ -194,37 +205,47 @@ def _unstack(equation, operands, made):
     axis = equation.params["axis"] % len(operands[0].atoms)
     for i, shape in enumerate(made):
         wide = (*shape[:axis], 1, *shape[axis:])
-        cut = _cut(operands[0], wide, [i if k == axis else 0 for k in range(len(wide))], equation.name)
+        cut = _cut(operands[0], wide, [i if k == axis else 0 for k in range(len(wide))], equation)
         yield cut.rearranged((*cut.atoms[:axis], *cut.atoms[axis + 1 :]))
 
 
 def _joined_along(axis: int, operands: Sequence[Axes], shape, name: str) -> Axes:
     """Of values put one after another along an axis."""
     joined = functools.reduce(lambda a, b: a if a.known >= b.known else b, operands)
-    gone = {a for o in operands for a, _ in o.atoms[axis]} - {None}
     following = [o for o in operands if o.known or o.fixed or o.lost]
-    at = {a: [dict(o.fixed).get(a) for o in following] for own in operands for a, _ in own.fixed}
-    gone |= {a for a, indices in at.items() if len(set(indices)) > 1}
+    sizes = [math.prod(n for _, n in o.atoms[axis]) for o in operands]
+    gone = {a for o in operands for a, _ in o.atoms[axis]} - {None}
+    fixed = dict(_still_fixed(operands, joined.known))
     atoms = [((None, shape[axis]),) if i == axis else own for i, own in enumerate(joined.atoms)]
-    fixed = tuple(sorted((a, indices[0]) for a, indices in at.items() if a not in gone))
-    facts = Axes(tuple(atoms), fixed, _merged(*(o.lost for o in operands))).without(gone, name)
-    steps = [a for a, indices in at.items() if len(indices) > 1 and indices == list(range(shape[axis]))]
-    if len(steps) == 1:  # the steps of a sequence, put together again
-        atoms = [((steps[0], shape[axis]),) if i == axis else own for i, own in enumerate(facts.atoms)]
-        facts = dataclasses.replace(facts, atoms=tuple(atoms))
-    return facts
+    if set(sizes) == {1} and len(operands) > 1:  # the steps of a sequence, put together again?
+        for a in list(fixed):
+            if [dict(o.fixed).get(a, (0, None))[1] for o in following] == list(range(shape[axis])):
+                atoms[axis] = ((a, shape[axis]),)
+            elif len({dict(o.fixed).get(a, (0, None))[1] for o in following}) > 1:
+                gone.add(a)
+            else:
+                continue
+            del fixed[a]
+    facts = Axes(tuple(atoms), tuple(sorted(fixed.items())), _merged(*(o.lost for o in operands)))
+    return facts.without(gone, name)
 
 
 def _dot(equation, operands, made):
     contract, batch = equation.params["dimension_numbers"]
-    atoms = []
+    atoms, free, contracted = [], [], set()
     for i, j in zip(*batch, strict=True):
         own, other = operands[0].atoms[i], operands[1].atoms[j]
         atoms.append(own if any(a is not None for a, _ in own) else other)
     for side in (0, 1):
         used = {*batch[side], *contract[side]}
-        atoms += [own for i, own in enumerate(operands[side].atoms) if i not in used]
-    yield Axes(tuple(atoms), _merged(*(o.fixed for o in operands)), _merged(*(o.lost for o in operands)))
+        free.append([own for i, own in enumerate(operands[side].atoms) if i not in used])
+        contracted |= {a for i in contract[side] for a, _ in operands[side].atoms[i]} - {None}
+    atoms += [*free[0], *free[1]]
+    facts = Axes(tuple(atoms), (), _merged(*(o.lost for o in operands)))
+    facts = dataclasses.replace(facts, fixed=_still_fixed(operands, facts.known))
+    # Positions mixed into others are lost, if none of the operands gives positions of its own; pooled ones are not.
+    mixed = contracted - facts.known if all(free) else set()
+    yield facts.without(mixed - {0}, equation.name)
 
 
 def _conv(equation, operands, made):
@@ -258,23 +279,67 @@ def _gather(equation, operands, made):
     for i, o in zip(whole, p.offset_dims, strict=True):
         full = sizes[i] == math.prod(n for _, n in data.atoms[i])
         atoms[o] = data.atoms[i] if full else ((None, shape[o]),)
-        gone |= set() if full or sizes[i] == 1 else {a for a, _ in data.atoms[i]} - {None}
-    batch = iter(indices.atoms[:-1])  # the last axis of the indices is the index vector
+        gone |= set() if full else {a for a, _ in data.atoms[i]} - {None}
+    chosen = indices.atoms[:-1]  # the last axis of the indices is the index vector
+    # What is chosen along an axis of the weights has other weights, unless it is one position for each example.
+    picked = {a for i in p.collapsed_slice_dims for a, _ in data.atoms[i]} - {None}
+    each = math.prod(n for own in chosen for a, n in own if a != 0) == 1
+    if each and len(p.collapsed_slice_dims) > 1:
+        picked -= {0}
+    gone |= set() if each else picked
+    stripped = [tuple((None if a in gone else a, n) for a, n in own) for own in chosen]
+    batch = iter(stripped)
     atoms = [next(batch) if own is None else own for own in atoms]
-    facts = Axes(tuple(atoms), _merged(data.fixed, indices.fixed), _merged(data.lost, indices.lost))
+    facts = Axes(tuple(atoms), (), _merged(data.lost, indices.lost))
+    facts = dataclasses.replace(facts, fixed=_still_fixed((data, indices), facts.known))
     yield facts.without(gone, equation.name)
 
 
-def _changed_axes(equation, operands, made):
-    """Padding and reversal: an axis that changes is lost."""
-    for axes, shape in zip(operands[:1], made, strict=True):
-        if equation.name == "rev":
-            changed = set(equation.params["dimensions"])
-        else:
-            changed = {i for i, cut in enumerate(equation.params["padding_config"]) if any(cut)}
-        gone = {a for i in changed for a, _ in axes.atoms[i]} - {None}
-        atoms = [((None, shape[i]),) if i in changed else own for i, own in enumerate(axes.atoms)]
+def _along(name: str) -> Callable:
+    """Of operations that move positions along the axes that a parameter names."""
+
+    def rule(equation, operands, made):
+        for axes, shape in zip(itertools.chain(operands, itertools.repeat(operands[0])), made, strict=False):
+            acted = equation.params[name]
+            acted = {i % len(shape) for i in (acted if isinstance(acted, (tuple, list)) else (acted,))}
+            yield _with_changed(axes, shape, acted, equation.name)
+
+    return rule
+
+
+def _fft(equation, operands, made):
+    shape = made[0]
+    acted = set(range(len(shape) - len(equation.params["fft_lengths"]), len(shape)))
+    yield _with_changed(operands[0], shape, acted, equation.name)
+
+
+def _window(equation, operands, made):
+    p, (shape,) = equation.params, made
+    still = [
+        (w, s) == (1, 1) or (s == 1 and n == math.prod(size for _, size in own))
+        for w, s, n, own in zip(p["window_dimensions"], p["window_strides"], shape, operands[0].atoms, strict=True)
+    ]
+    changed = {i for i, same in enumerate(still) if not same}
+    yield _with_changed(operands[0], shape, changed, equation.name)
+
+
+def _opaque(equation, operands, made):
+    """Of programs inside: what is known is that examples stay where they are."""
+    for axes in _same_shape(equation, operands, made):
+        atoms = [own if i == 0 else tuple((None, n) for _, n in own) for i, own in enumerate(axes.atoms)]
+        gone = axes.known - {a for own in atoms for a, _ in own}
         yield axes.rearranged(atoms).without(gone, equation.name)
+
+
+def _with_changed(axes: Axes, shape, changed: set[int], name: str) -> Axes:
+    gone = {a for i in changed for a, _ in axes.atoms[i]} - {None}
+    atoms = [((None, shape[i]),) if i in changed else own for i, own in enumerate(axes.atoms)]
+    return axes.rearranged(atoms).without(gone, name)
+
+
+def _pad(equation, operands, made):
+    changed = {i for i, cut in enumerate(equation.params["padding_config"]) if any(cut)}
+    yield _with_changed(operands[0], made[0], changed, equation.name)
 
 
 _RULES: dict[str, Callable] = {
@@ -291,12 +356,17 @@ _RULES: dict[str, Callable] = {
     "dot_general": _dot,
     "conv_general_dilated": _conv,
     "gather": _gather,
-    "rev": _changed_axes,
-    "pad": _changed_axes,
+    "rev": _along("dimensions"),
+    "sort": _along("dimension"),
+    "top_k": _along("axis"),
+    "pad": _pad,
+    "fft": _fft,
 } | dict.fromkeys(
     ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "argmin"),
     _drop("axes"),
 )
+_RULES |= dict.fromkeys(("reduce_window_sum", "reduce_window_max", "reduce_window_min", "reduce_window"), _window)
+_RULES |= dict.fromkeys(("cond", "while", "scan", "pure_callback", "custom_call", "shard_map"), _opaque)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,17 +393,23 @@ class RowWeights:
             rows = [axes.atoms[i] for i in (spec[0], *spec[2:])]
         else:
             rows = [axes.atoms[i] for i in view.inputs[2]]
-        atoms = tuple(atom for own in rows for atom in own)
-        here = {a for a, _ in atoms} - {None}
-        fixed = tuple((a, i) for a, i in axes.fixed if a not in here)
+            each = {a for i in view.inputs[0] for a, _ in axes.atoms[i]} - {None}
+            if each:
+                raise Unsupported(f"the weights' axis {min(each)} is that of the groups of {layer}; leave weights out")
+        atoms, here = [], set()
+        for a, n in (atom for own in rows for atom in own):
+            atoms.append((None if a in here else a, n))  # of two axes of the same, as in a square of scores, the first
+            here |= {a} - {None}
+        fixed = tuple((a, i) for a, (_, i) in axes.fixed if a not in here)
         rest = tuple(a for a in range(rank) if a not in here and a not in dict(fixed))
         for axis in rest:
             if axis in dict(axes.lost):
+                instead = "give weights (B,) for whole examples, or leave them out" if axis else "leave them out"
                 raise Unsupported(
                     f"the weights' axis {axis} cannot be followed to the inputs of {layer}: {dict(axes.lost)[axis]} "
-                    "takes it apart; give weights (B,) for whole examples, or leave them out"
+                    f"takes it apart; {instead}"
                 )
-        return cls(atoms, fixed, rest)
+        return cls(tuple(atoms), fixed, rest)
 
     def __call__(self, weights: jax.Array) -> jax.Array:
         """(m,) weights of the rows."""

@@ -36,6 +36,7 @@ class Layer:
     Attributes:
       name: its leaf's path without a last kernel, weight or w, and the part of a leaf that holds several, as in
         blocks/mlp/fc1[3].
+      path: its leaf's whole path.
       leaf: the number of its parameter leaf.
       place: where its elements lie in the leaf.
       uses: in the order in which they run.
@@ -43,6 +44,7 @@ class Layer:
     """
 
     name: str
+    path: str
     leaf: int
     place: Place
     uses: tuple[Use, ...]
@@ -190,6 +192,8 @@ def _product(
     other = equation.inputs[1 - side]
     if not isinstance(other, int) or (leaves[other] and not data[other]):
         return None
+    if any(jnp.issubdtype(program.avals[v].dtype, jnp.complexfloating) for v in (other, *equation.outputs)):
+        return None
     shapes = [program.avals[v].shape for v in equation.inputs]
     shapes[side] = program.avals[parts[k]].shape
     part = k if len(parts) > 1 else None
@@ -218,6 +222,12 @@ def _how(program, equation, side, leaves, data, joined=False) -> str:
         return "used in a convolution with batch groups"
     if equation.name == "gather" and side == 1:
         return "used as indices (gather)"
+    if equation.name in ("dot_general", "conv_general_dilated"):
+        other = equation.inputs[1 - side]
+        if isinstance(other, int) and jnp.issubdtype(program.avals[other].dtype, jnp.complexfloating):
+            return "multiplied by complex data"
+        if isinstance(other, int) and data[other]:
+            return "repeated before it is multiplied by data"
     if equation.name in _READ:
         return _READ[equation.name]
     others = sorted({leaf for v in equation.reads for leaf in leaves[v]})
@@ -226,7 +236,7 @@ def _how(program, equation, side, leaves, data, joined=False) -> str:
 
 def _parts(program: Program, leaf: int, own: list[tuple[Layout, Use]]) -> list[Layer] | str:
     """The kernels that a leaf holds, by their elements; or why it cannot be told apart into kernels."""
-    shape = program.avals[leaf].shape
+    shape, path = program.avals[leaf].shape, program.leaves[leaf]
     indices = np.arange(math.prod(shape), dtype=np.int64).reshape(shape)
     taken = np.zeros(indices.size, bool)
     place_of: dict[Any, Place] = {}
@@ -245,7 +255,7 @@ def _parts(program: Program, leaf: int, own: list[tuple[Layout, Use]]) -> list[L
                 taken[where] = True
         uses.setdefault(place_of[key], []).append(use)
     return [
-        Layer(program.leaves[leaf], leaf, place, tuple(sorted(products, key=lambda use: use.position)))
+        Layer(path, path, leaf, place, tuple(sorted(products, key=lambda use: use.position)))
         for place, products in uses.items()
     ]
 

@@ -2,16 +2,19 @@
 
 import dataclasses
 import functools
+import hashlib
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from beacon_jax.graph.axes import RowWeights, follow
 from beacon_jax.graph.bias import find_biases
 from beacon_jax.graph.layers import Found, Layer, find_layers
-from beacon_jax.graph.stages import Stage, find_stages
+from beacon_jax.graph.stages import Stage, find_stages, one_stage
 from beacon_jax.graph.trace import Program, Unsupported, leaf_names, trace
 
 Signature = tuple  # (tree structure, ((shape, dtype) of every leaf))
@@ -56,6 +59,9 @@ class Model:
     def __init__(self, apply: Callable[[Any, Any], Any], params: Any, dtype: str | None = None):
         self.apply, self.dtype = apply, dtype
         self.leaves = leaf_names(params)
+        twice = sorted(name for name, count in Counter(self.leaves).items() if count > 1)
+        if twice:
+            raise Unsupported(f"parameters need a path each, but {', '.join(twice)} is that of several")
         for name, leaf in zip(self.leaves, jax.tree.leaves(params), strict=True):
             if not _is_array(leaf):
                 raise Unsupported(
@@ -75,6 +81,14 @@ class Model:
     def layers(self) -> tuple[Layer, ...]:
         """In the order in which they first run."""
         return self.first.found.layers
+
+    def text(self) -> str:
+        """What the model computes, and of which batches, as text; the contents of closed-over arrays as numbers."""
+        parts = []
+        for signature, traced in self._traced.items():
+            values = [_digest(a) for a in traced.program.constants.values()]
+            parts += [str(signature), traced.program.text(), *values]
+        return "\n".join(parts)
 
     @functools.cached_property
     def biases(self) -> dict[str, int]:
@@ -125,7 +139,11 @@ class Model:
         return structure, tuple((np.shape(a), str(a.dtype)) for a in leaves)
 
     def _read(self, program: Program, found: Found) -> Traced:
-        return Traced(program, found, find_stages(program, found.layers, whole=self._whole))
+        if not self._whole:
+            return Traced(program, found, find_stages(program, found.layers))
+        own = {layer.name: layer for layer in found.layers}
+        order = [own[layer.name] for layer in (self.layers if self._traced else found.layers)]
+        return Traced(program, found, (one_stage(program, order),))
 
     def _check_same(self, traced: Traced) -> None:
         known, other = ({(layer.name, layer.place) for layer in t.found.layers} for t in (self.first, traced))
@@ -143,6 +161,12 @@ class Model:
             for t in self._traced.values()
         }
         return len(forms) == 1
+
+
+def _digest(constant: Any) -> str:
+    if jnp.issubdtype(constant.dtype, jax.dtypes.extended):
+        constant = jax.random.key_data(constant)
+    return hashlib.sha256(np.ascontiguousarray(constant).tobytes()).hexdigest()
 
 
 def _is_array(leaf: Any) -> bool:

@@ -65,11 +65,15 @@ class Piece:
         """The values of the variables wanted; arrays are cast to the type that was traced."""
         variables = (*self.leaves, *self.given, *self.constants)
         values = zip(variables, (*leaves, *given, *constants), self.dtypes, strict=True)
-        env = {v: jnp.asarray(value, dtype) for v, value, dtype in values}
+        env = {v: value if _is_key(dtype) else jnp.asarray(value, dtype) for v, value, dtype in values}
         for equation in self.equations:
             operands = [env[a] if isinstance(a, int) else a.value for a in equation.inputs]
             env.update(zip(equation.outputs, equation.run(*operands), strict=True))
         return [env[v] for v in self.wanted]
+
+
+def _is_key(dtype) -> bool:
+    return jnp.issubdtype(dtype, jax.dtypes.extended)
 
 
 def piece(program: Program, given: Sequence[int], wanted: Sequence[int]) -> Piece:
@@ -136,7 +140,12 @@ class Stage:
     output: tuple[int, ...]
 
 
-def find_stages(program: Program, layers: Sequence[Layer], *, whole: bool = False) -> tuple[Stage, ...]:
+def one_stage(program: Program, layers: Sequence[Layer]) -> Stage:
+    """The whole program as one stage, each layer a group of its own, in the order given."""
+    return Stage(_Lives(program).at(0), tuple((layer,) for layer in layers), ())
+
+
+def find_stages(program: Program, layers: Sequence[Layer]) -> tuple[Stage, ...]:
     """The program as stages that run one after another.
 
     It is cut where the data waiting is narrower than at the neighbouring layers, and more finely where a stage would
@@ -145,12 +154,11 @@ def find_stages(program: Program, layers: Sequence[Layer], *, whole: bool = Fals
     Args:
       program: the program.
       layers: those to be visited; other products are equations like any other.
-      whole: True for a single stage.
     """
     groups = _groups(layers)
     count = len(program.equations)
     lives = _Lives(program)
-    if whole or len(groups) < 2:
+    if len(groups) < 2:
         edges = [0, count]
     else:
         edges = _cuts(lives, groups, count)

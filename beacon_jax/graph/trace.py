@@ -8,6 +8,8 @@ that no output needs are dropped, and equal ones are kept once.
 import dataclasses
 import functools
 import inspect
+import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -113,19 +115,30 @@ class Program:
         return {v: position for position, equation in enumerate(self.equations) for v in equation.outputs}
 
     def nbytes(self, variable: int) -> int:
-        """Size of a variable's value."""
+        """Size of a variable's value; out of all proportion for keys of random numbers, which do not wait on disk."""
         aval = self.avals[variable]
-        return aval.size * np.dtype(aval.dtype).itemsize
+        return 2**50 if jnp.issubdtype(aval.dtype, jax.dtypes.extended) else aval.size * aval.dtype.itemsize
+
+    def text(self) -> str:
+        """All that decides what is computed but the values of parameters, batch and constants, as text."""
+        lines = [f"{aval.dtype}{aval.shape}" for aval in self.avals]
+        for e in self.equations:
+            inputs = [a if isinstance(a, int) else a.key for a in e.inputs]
+            params = re.sub("0x[0-9a-f]+", "", repr(sorted(e.params.items(), key=lambda item: item[0])))
+            lines.append(f"{e.outputs} = {e.name} {params} {inputs}")
+        return "\n".join([*lines, f"{self.outputs}" if all(isinstance(v, int) for v in self.outputs) else ""])
 
 
 def leaf_names(tree: Any) -> list[str]:
     """A name such as blocks_0/attn/qkv/kernel for every leaf, in the order of jax.tree.leaves."""
-    return ["/".join(_path(path)) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    siblings = Counter(path[:-1] for path in paths)
+    return ["/".join(_path(path, siblings[path[:-1]] == 1)) or "params" for path in paths]
 
 
-def _path(keys):
-    # The box around an array (nn.Partitioned, nnx.Param) is no part of its name.
-    if keys and isinstance(keys[-1], jax.tree_util.GetAttrKey) and keys[-1].name in ("value", "raw_value"):
+def _path(keys, alone):
+    # The box around a single array (nn.Partitioned, nnx.Param) is no part of its name.
+    if alone and keys and isinstance(keys[-1], jax.tree_util.GetAttrKey) and keys[-1].name in ("value", "raw_value"):
         keys = keys[:-1]
     for key in keys:
         field = next((f for f in ("key", "name", "idx") if hasattr(key, f)), None)
@@ -178,7 +191,8 @@ def check_function(apply: Any) -> None:
 
 
 def _shape(a, dtype):
-    kind = jax.dtypes.canonicalize_dtype(a.dtype)
+    extended = jnp.issubdtype(a.dtype, jax.dtypes.extended)
+    kind = a.dtype if extended else jax.dtypes.canonicalize_dtype(a.dtype)
     if dtype is not None and jnp.issubdtype(kind, jnp.floating):
         kind = jnp.dtype(dtype)
     return jax.ShapeDtypeStruct(np.shape(a), kind)

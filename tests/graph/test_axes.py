@@ -126,10 +126,109 @@ def test_convolutions_over_positions():
         (lambda x: x[:, ::-1], "rev"),
         (lambda x: x[:, 1:], "slice"),
         (lambda x: jnp.pad(x, ((0, 0), (1, 0), (0, 0))), "pad"),
+        (lambda x: x[:, jnp.array([1, 0, 2])], "gather"),
+        (lambda x: jnp.take_along_axis(x, jnp.argsort(x, 1), 1), "gather"),
+        (lambda x: jnp.sort(x, axis=1), "sort"),
+        (lambda x: jnp.abs(jnp.fft.fft(x, axis=1)), "fft"),
+        (lambda x: jnp.einsum("btd,ts->bsd", x, jnp.ones((T, 7))), "dot_general"),
+        (lambda x: lax.cond(x.sum() > 0, lambda a: a[:, ::-1], lambda a: a, x), "cond"),
+        (lambda x: x.reshape(B * T, D)[7:8], "slice"),
         (lambda x: x.reshape(B, T * D)[:, : (T - 1) * D].reshape(B, T - 1, D), "slice"),
     ],
 )
 def test_positions_that_cannot_be_followed_are_refused(rows_of, primitive):
     x = np.ones((B, T, D), np.float32)
-    with pytest.raises(Unsupported, match=f"the weights' axis 1 cannot be followed to the inputs of w: {primitive}"):
+    with pytest.raises(Unsupported, match=rf"the weights' axis \d cannot be followed to the inputs of w: {primitive}"):
         weights_of(lambda p, a: rows_of(a) @ p["w"], W, x, WEIGHTS)
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_a_recurrence_from_the_end(left):
+    """Each step has the weights of its own position, and so have the outputs put together again."""
+    weights = WEIGHTS[:, ::-1] if left else WEIGHTS
+    params = {name: np.linspace(-1, 1, D * D, dtype=np.float32).reshape(D, D) for name in ("a", "h", "o")}
+
+    def apply(p, x):
+        def step(h, x):
+            h = jnp.tanh(x @ p["a"] + h @ p["h"])
+            return h, h
+
+        return lax.scan(step, jnp.zeros((B, D)), x.swapaxes(0, 1), reverse=True)[1] @ p["o"]
+
+    x = np.ones((B, T, D), np.float32)
+    traced = _traced(apply, params, x)
+    rules = traced.row_weights(weights.shape)
+    own = {
+        layer.name: np.concatenate([rules[u.operand, u.view.rows_form](jnp.asarray(weights)) for u in layer.uses])
+        for layer in traced.found.layers
+    }
+    np.testing.assert_array_equal(own["a"], weights[:, ::-1].T.reshape(-1))
+    np.testing.assert_array_equal(own["o"], weights.T.reshape(-1))
+
+
+def test_inputs_and_state_joined_along_the_features():
+    def apply(p, x):
+        h = jnp.zeros((B, D))
+        for t in range(T):
+            h = jnp.tanh(jnp.concatenate([x[:, t], h], axis=-1) @ p["w"])
+        return h
+
+    x = np.ones((B, T, D), np.float32)
+    np.testing.assert_array_equal(weights_of(apply, TALL, x, WEIGHTS), WEIGHTS.T.reshape(-1))
+
+
+LEFT = WEIGHTS[:, ::-1]
+# What is one row for each example counts by its whole example, whatever position it comes from.
+POOLED = {
+    "against the first": lambda x: (x - x[:, :1]).mean(1),
+    "the last token": lambda x: x[jnp.arange(B), jnp.argmax(x.sum(-1), axis=1)],
+    "attention pooling": lambda x: jnp.einsum("bt,btd->bd", jax.nn.softmax(x.sum(-1)), x),
+}
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_one_row_for_each_example(name):
+    x = np.ones((B, T, D), np.float32)
+    own = weights_of(lambda p, a: POOLED[name](a) @ p["w"], W, x, LEFT)
+    np.testing.assert_array_equal(own, LEFT.max(1))
+
+
+def test_a_slice_beyond_the_end_is_that_at_the_end():
+    x = np.ones((B, T, D), np.float32)
+    own = weights_of(lambda p, a: lax.dynamic_slice(a, (0, 99, 0), (B, 1, D)) @ p["w"], W, x, WEIGHTS)
+    np.testing.assert_array_equal(own, WEIGHTS[:, -1])
+
+
+def test_a_kernel_for_each_position_is_refused():
+    kernels = {"w": np.ones((T, D, 3), np.float32)}
+    with pytest.raises(Unsupported, match="the weights' axis 1 is that of the groups of w"):
+        weights_of(lambda p, x: jnp.einsum("btd,tdc->btc", x, p["w"]), kernels, np.ones((B, T, D), np.float32), WEIGHTS)
+
+
+def test_weights_of_examples_pass_pooling_windows():
+    kernel = {"w": np.ones((3, 3, 2, 4), np.float32)}
+    x = np.ones((B, 8, 8, 2), np.float32)
+
+    def apply(p, x):
+        return nn.Conv(4, (3, 3)).apply(
+            {"params": {"kernel": p["w"], "bias": jnp.zeros(4)}}, nn.max_pool(x, (2, 2), (2, 2))
+        )
+
+    np.testing.assert_array_equal(
+        weights_of(apply, kernel, x, np.array([1.0, 0, 2], np.float32)), np.repeat([1, 0, 2], 16)
+    )
+
+
+def test_squares_of_positions_have_the_weights_of_the_first():
+    """Scores of queries and keys, mixed over the heads; and a mask (T, T) whose sides are as long as the batch."""
+    mix = {"w": np.ones((2, 3), np.float32)}
+
+    def talking(p, x):
+        scores = jnp.einsum("bqhd,bkhd->bhqk", *[x.reshape(B, T, 2, 2)] * 2)
+        return jnp.einsum("bhqk,hg->bgqk", scores, p["w"])
+
+    own = weights_of(talking, mix, np.ones((B, T, D), np.float32), WEIGHTS)
+    np.testing.assert_array_equal(own, np.repeat(WEIGHTS.reshape(-1), T))
+    batch = {"x": np.ones((B, B, D), np.float32), "mask": np.tril(np.ones((B, B), np.float32))}
+    own = weights_of(lambda p, b: (b["mask"] @ b["x"]) @ p["w"], W, batch, np.array([1.0, 0, 2], np.float32))
+    assert own.shape == (B * B,)
