@@ -20,9 +20,9 @@ import numpy as np
 from beacon_jax.devices import Placement
 from beacon_jax.execution import Execution
 from beacon_jax.float_stats import Fingerprint
-from beacon_jax.graph.axes import RowWeights
 from beacon_jax.graph.layers import Layer
 from beacon_jax.graph.model import Model, Signature
+from beacon_jax.graph.row_weights import RowWeights
 from beacon_jax.graph.stages import Piece, piece
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.streams import ActivationStream

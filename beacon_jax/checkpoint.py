@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from beacon_jax.graph.place import Place
-from beacon_jax.graph.trace import leaf_names
+from beacon_jax.graph.program import leaf_names
 from beacon_jax.quant.packing import pack_codes, unpack_codes
 from beacon_jax.quant.quantized import QuantizedMatrix
 

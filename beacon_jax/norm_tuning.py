@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from beacon_jax.batches import example_count, is_read_once, take
-from beacon_jax.graph.trace import leaf_names
+from beacon_jax.graph.program import leaf_names
 from beacon_jax.metrics.base import Key, floats, pick
 from beacon_jax.norms import norm_paths
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from beacon_jax.graph.trace import leaf_names
+from beacon_jax.graph.program import leaf_names
 
 _OFFSETS, _STATISTICS = {"bias", "offset"}, {"mean", "var"}
 

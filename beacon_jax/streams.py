@@ -60,7 +60,9 @@ class ActivationStream:
             with open(self._path(i), "wb") as file:
                 for a in own:
                     # .npy files do not know bfloat16 and the like; their bytes they do.
-                    np.save(file, a if a.dtype.isbuiltin else np.ascontiguousarray(a).view(_BYTES[a.dtype.itemsize]))
+                    np.save(
+                        file, a if a.dtype.isbuiltin == 1 else np.ascontiguousarray(a).view(_BYTES[a.dtype.itemsize])
+                    )
 
     def close(self) -> None:
         """Frees the batches."""
@@ -74,4 +76,4 @@ class ActivationStream:
     def _read(self, i: int) -> list[np.ndarray]:
         with open(self._path(i), "rb") as file:
             read = [(np.load(file), dtype) for dtype, _ in self._about[i]]
-        return [a if dtype.isbuiltin else a.view(dtype) for a, dtype in read]
+        return [a if dtype.isbuiltin == 1 else a.view(dtype) for a, dtype in read]

@@ -16,7 +16,7 @@ import jax
 from beacon_jax.batches import is_read_once
 from beacon_jax.evaluate import Metric
 from beacon_jax.float_stats import Fingerprint
-from beacon_jax.graph.trace import leaf_names
+from beacon_jax.graph.program import leaf_names
 
 
 @dataclasses.dataclass(frozen=True)

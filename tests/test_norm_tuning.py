@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from beacon_jax.graph.trace import leaf_names
+from beacon_jax.graph.program import leaf_names
 from beacon_jax.norm_tuning import LOSSES, OPTIMIZERS, NormTuning, tune_norms
 from beacon_jax.norms import norm_paths
 

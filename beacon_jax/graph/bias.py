@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from beacon_jax.graph.layers import Layer
-from beacon_jax.graph.trace import Program
+from beacon_jax.graph.program import Program
 
 _MOVES = ("reshape", "transpose", "squeeze", "convert_element_type", "copy")  # of a product on its way to the addition
 _SPREADS = (*_MOVES, "broadcast_in_dim")  # of a bias

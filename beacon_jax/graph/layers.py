@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from beacon_jax.graph.place import Place, part_of
-from beacon_jax.graph.trace import Equation, Program, Unsupported
+from beacon_jax.graph.program import Equation, Program, Unsupported
 from beacon_jax.graph.views import ConvView, DotView, Layout
 
 # Last parts of a leaf's path that do not name it: blocks_0/attn/qkv/kernel is the layer blocks_0/attn/qkv.

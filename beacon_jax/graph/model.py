@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from beacon_jax.graph.axes import RowWeights, follow
 from beacon_jax.graph.bias import find_biases
 from beacon_jax.graph.layers import Found, Layer, find_layers
+from beacon_jax.graph.program import Program, Unsupported, leaf_names
+from beacon_jax.graph.row_weights import RowWeights, follow
 from beacon_jax.graph.stages import Stage, find_stages, one_stage
-from beacon_jax.graph.trace import Program, Unsupported, leaf_names, trace
+from beacon_jax.graph.trace import trace
 
 Signature = tuple  # (tree structure, ((shape, dtype) of every leaf))
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from beacon_jax.graph.layers import Layer
-from beacon_jax.graph.trace import Constant, Equation, Program
+from beacon_jax.graph.program import Constant, Equation, Program
 
 PASSES = 2.0  # how often a stage's equations may run for the statistics of all its layers and its output
 NEARLY = 1.25  # so many times the fewest bytes are hardly more

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from beacon_jax.graph.trace import Equation
+from beacon_jax.graph.program import Equation
 
 
 def _slice(a, params):

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from jax import lax
 
+from beacon_jax.graph.program import Unsupported, leaf_names
 from beacon_jax.graph.stages import piece
-from beacon_jax.graph.trace import Unsupported, leaf_names, trace
+from beacon_jax.graph.trace import trace
 
 X = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
 PARAMS = {"w": np.eye(4, dtype=np.float32) + 0.1, "b": np.ones((1, 4), np.float32)}

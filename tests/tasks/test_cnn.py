@@ -5,7 +5,7 @@ from PIL import Image
 
 from beacon_jax import QuantSpec, evaluate, quantize, save_params
 from beacon_jax.graph.model import Model
-from beacon_jax.graph.trace import leaf_names
+from beacon_jax.graph.program import leaf_names
 from beacon_jax.models import cnn as models
 from configs import cifar10_cnn
 from experiments.tasks.cnn import cnn, load_network

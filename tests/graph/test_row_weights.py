@@ -6,7 +6,7 @@ import pytest
 from jax import lax
 
 from beacon_jax.graph.model import Model
-from beacon_jax.graph.trace import Unsupported
+from beacon_jax.graph.program import Unsupported
 
 B, T, D = 3, 5, 4
 WEIGHTS = np.array([[1, 1, 1, 1, 1], [2, 2, 1, 0, 0], [1, 0, 0, 0, 0]], np.float32)
