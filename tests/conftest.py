@@ -1,5 +1,6 @@
 import hashlib
 import os
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,6 +20,17 @@ def pytest_configure(config):
     os.environ |= {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+@pytest.fixture(autouse=True)
+def _compiled_code_is_let_go(request):
+    """Linux gives a process some 65,000 memory maps, and every compiled function takes some of them."""
+    yield
+    session = request.session
+    session.tests_done = getattr(session, "tests_done", 0) + 1
+    maps = Path("/proc/self/maps")
+    if session.tests_done % 20 == 0 and maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def test_a_run_writes_tables_numbers_and_plot(tmp_path):
     assert all(1 <= r["sweeps"] <= benchmark.SWEEPS and 0 <= r["fixed_points"] <= 1 for r in beacon)
     assert [(r["alphabet"], r["form"]) for r in parts["dense"]] == [(a, f) for a in "24" for f in timing.FORMS]
     assert [(r["width"], r["rows"], r["streams"]) for r in parts["gram"]] == [(8, 32, 1), (8, 32, 2)]
-    assert [(r["calibration"], len(r["layers"])) for r in parts["pipeline"]["runs"]] == [("both, kept", 4)]
+    assert [(r["calibration"], len(r["layers"])) for r in parts["pipeline"]["runs"]] == [("both", 4)]
     assert [len(r["values"]) == len(r["seconds"]) == 2 for r in parts["growth"]] == [True] * 5
     assert parts["pipeline"]["torch_images_per_second"] is None
     assert markdown.count("\n## ") == len(parts) and "extrapolated from 4 coordinates" in markdown.lower()

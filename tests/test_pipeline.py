@@ -130,7 +130,7 @@ def test_the_first_layer_needs_no_error_correction(problem):
     ]
     for result in results[1:]:
         np.testing.assert_array_equal(result.codes, results[0].codes)
-        np.testing.assert_array_equal(result.scale, results[0].scale)
+        np.testing.assert_allclose(result.scale, results[0].scale, rtol=1e-6)  # summed by another program
 
 
 def test_reports(problem):

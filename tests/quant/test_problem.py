@@ -72,7 +72,7 @@ def test_each_group_gets_the_solver_of_one_layer(rng):
 
 def test_a_solution_says_why_it_took_float64():
     matrix = QuantizedMatrix(jnp.zeros((4, 2), jnp.uint8), jnp.arange(2.0), jnp.ones(2))
-    assert Solution(matrix, None, "float32", 3.0).note is None
-    note = Solution(matrix, None, "float64", 1234.5).note
+    assert Solution(matrix, "float32", 3.0).note is None
+    note = Solution(matrix, "float64", 1234.5).note
     assert note == "solved in float64 because the mean of the inputs, or of an output, is 1,234 times its spread"
-    assert Solution(matrix, None, "float64", np.inf).note.endswith("because inputs or an output never change")
+    assert Solution(matrix, "float64", np.inf).note.endswith("because inputs or an output never change")

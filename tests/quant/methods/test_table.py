@@ -182,7 +182,7 @@ def test_beside_a_large_mean_float32_statistics_are_enough(rng, name):
     assert np.mean(np.asarray(solution.matrix.codes) == np.asarray(double.matrix.codes)) > 0.97
     floats = [a for a in jax.tree.leaves(solution.matrix) if jnp.issubdtype(a.dtype, jnp.floating)]
     assert {a.dtype for a in floats} == {jnp.dtype(jnp.float32)}
-    assert double.note is None and double.solved_in == "float64" and solution.bias_change is None
+    assert double.note is None and double.solved_in == "float64" and solution.matrix.bias_change is None
     if name == "rtn":
         assert solution.solved_in == "float32" and solution.note is None
     else:
