@@ -22,6 +22,7 @@ from beacon_jax.execution import Execution
 from beacon_jax.float_stats import Fingerprint
 from beacon_jax.graph.layers import Layer
 from beacon_jax.graph.model import Model, Signature
+from beacon_jax.graph.program import Unsupported
 from beacon_jax.graph.row_weights import RowWeights
 from beacon_jax.graph.stages import Piece, piece
 from beacon_jax.quant.gram import GramStats
@@ -57,6 +58,7 @@ class Calibration:
         self._row_weights: dict[tuple, dict[tuple, RowWeights]] = {}
         self._pieces: dict[tuple, Piece] = {}
         self._counts: dict[str, int] = {}
+        self._lost: dict[str, Unsupported] = {}  # layers to which the weights cannot be followed
         self.examples = 0
 
     def _storage(self) -> ActivationStream:
@@ -107,10 +109,15 @@ class Calibration:
                 self._counts[layer.name] = self._counts.get(layer.name, 0) + layer.rows
             return
         rules = self._rules(signature, weights.shape)
-        counted = {rule: int((np.asarray(rule(jnp.asarray(weights))) > 0).sum()) for rule in set(rules.values())}
+        distinct = {rule for rule in rules.values() if isinstance(rule, RowWeights)}
+        counted = {rule: int((np.asarray(rule(jnp.asarray(weights))) > 0).sum()) for rule in distinct}
         for layer in found.layers:
-            own = sum(counted[rules[use.operand, use.view.rows_form]] for use in layer.uses)
-            self._counts[layer.name] = self._counts.get(layer.name, 0) + own
+            own = [rules[use.operand, use.view.rows_form] for use in layer.uses]
+            wrong = next((rule for rule in own if rule not in counted), None)
+            if wrong is not None:
+                self._lost.setdefault(layer.name, wrong)
+            else:
+                self._counts[layer.name] = self._counts.get(layer.name, 0) + sum(counted[rule] for rule in own)
 
     def _rules(self, signature, shape):
         if (signature, shape) not in self._row_weights:
@@ -118,7 +125,13 @@ class Calibration:
         return self._row_weights[signature, shape]
 
     def rows(self, layer: str) -> int:
-        """Rows of positive weight that all batches give a layer (each of its groups)."""
+        """Rows of positive weight that all batches give a layer (each of its groups).
+
+        Raises:
+          Unsupported (a ValueError): the weights cannot be followed to the layer.
+        """
+        if layer in self._lost:
+            raise self._lost[layer]
         return self._counts[layer]
 
     def statistics(

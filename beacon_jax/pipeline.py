@@ -28,6 +28,8 @@ from beacon_jax.quant.quantized import QuantizedMatrix
 from beacon_jax.report import Coverage, LayerReport, coverage
 from beacon_jax.spec import LayerPlan, QuantSpec
 
+MANY_EQUATIONS = 20_000  # a transformer of 80 blocks has 7,000
+
 
 @dataclasses.dataclass(frozen=True)
 class QuantizedModel:
@@ -75,7 +77,8 @@ def quantize(
       execution: storage, dtype and devices. Batches are sharded over a mesh's rows, channels over all of it; several
         processes each pass the same arguments and get the same result, up to the rounding of sums over devices.
       weights: batch → (B,) or (B, T, …), the weight of each example, or of each position; rows of weight 0 (padding)
-        do not count anywhere.
+        do not count anywhere. Positions are those of every array of the batch whose first axes have the shape of the
+        weights; a row that is made of many positions (pooled) has the largest of their weights.
       finished: {layer name: (report, result)} of an earlier run with the same arguments that was stopped (see
         `checkpoint.save_layer`): these layers are taken as they are.
       float_stats: statistics of the float model, used where they are there and added where not, for runs that differ in
@@ -105,6 +108,8 @@ def quantize(
     with Calibration(read, leaves, _STREAMS[spec.calibrate_on], execution) as calibration:
         calibration.read(batches, weights, fingerprint)
         plan = plan_layers(read, spec, calibration.rows, calibration.examples)
+        if (count := len(read.first.program.equations)) > MANY_EQUATIONS:
+            logging.warning("the model has %d equations with its loops unrolled; compilation will take long", count)
         _check_finished(finished, plan, read)
         if float_stats is not None:
             fingerprint.add([*leaves, execution.forward_dtype, read.text()])
@@ -151,16 +156,15 @@ def plan_layers(
         if left:
             said = "; ".join(f"{name}: {why}" for name, why in left[:6]) + ("; …" if len(left) > 6 else "")
             raise ValueError(f"strict: {len(left)} parameters are left in float and no rule names them ({said})")
-    if rows is not None and not spec.allow_few_rows:
-        for layer in found.layers:
-            if layer.name in plan:
-                _check_rows(layer, rows(layer.name), examples)
+    for layer in found.layers:
+        if rows is not None and layer.name in plan:
+            _check_rows(layer, rows(layer.name), examples, spec.allow_few_rows)
     return plan
 
 
-def _check_rows(layer: Layer, rows: int, examples: int) -> None:
+def _check_rows(layer: Layer, rows: int, examples: int, few_allowed: bool) -> None:
     inputs = layer.shape[-2]
-    if rows < inputs:
+    if rows < inputs and not few_allowed:
         enough = f"use at least {-(-inputs * examples // rows)}, " if rows else ""
         raise ValueError(
             f"too few calibration examples: {examples} give {rows} rows for the {inputs} inputs of {layer.name}; "

@@ -29,19 +29,18 @@ class Traced:
     found: Found
     stages: tuple[Stage, ...]
 
-    def row_weights(self, shape: tuple[int, ...]) -> dict[tuple, RowWeights]:
-        """{(operand, form of its rows): how its rows' weights come from weights of that shape}.
-
-        Raises:
-          Unsupported: the weights cannot be followed to a layer.
-        """
+    def row_weights(self, shape: tuple[int, ...]) -> dict[tuple, RowWeights | Unsupported]:
+        """{(operand, form of its rows): how its rows' weights come from weights of that shape, or why they do not}."""
         axes, result = follow(self.program, shape), {}
         for layer in self.found.layers:
             for use in layer.uses:
                 made = self.program.equations[use.position].outputs[0]
                 out = self.program.avals[made].shape
                 key = use.operand, use.view.rows_form
-                result[key] = RowWeights.of(axes[use.operand], use.view, out, len(shape), layer.name)
+                try:
+                    result[key] = RowWeights.of(axes[use.operand], use.view, out, len(shape), layer.name)
+                except Unsupported as why:  # of concern only where the layer is quantized
+                    result[key] = why
         return result
 
 

@@ -154,3 +154,17 @@ def test_eight_bit_floats(rng):
 
     result = quantize(apply, params, data(rng, (9, D)), SPEC)
     assert list(result.layers) == ["a", "b"] and result.params["a"].dtype == jnp.float8_e4m3fn
+
+
+def test_weights_need_not_reach_what_stays_float(rng):
+    """Reversed positions cannot be followed, which matters only where the layer behind them is quantized."""
+    params, x, weights = kernels(rng, "a", "b"), data(rng, (3, 5, D)), np.ones((3, 5), np.float32)
+
+    def apply(p, x):
+        return jnp.tanh(x @ p["a"])[:, ::-1] @ p["b"]
+
+    spec = dataclasses.replace(SPEC, layers="a")
+    assert quantize(apply, params, x, spec, weights=lambda _: weights).reports[0].rows == 15
+    for few in (True, False):
+        with pytest.raises(Unsupported, match="the weights' axis 1 cannot be followed to the inputs of b: rev"):
+            quantize(apply, params, x, dataclasses.replace(SPEC, allow_few_rows=few), weights=lambda _: weights)

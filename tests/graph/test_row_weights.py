@@ -20,7 +20,11 @@ def weights_of(apply, params, batch, weights):
     traced = model[model.add(batch)]
     rules = traced.row_weights(weights.shape)
     (layer, *_) = traced.found.layers
-    return np.concatenate([np.asarray(rules[u.operand, u.view.rows_form](jnp.asarray(weights))) for u in layer.uses])
+    own = [rules[u.operand, u.view.rows_form] for u in layer.uses]
+    for rule in own:
+        if isinstance(rule, Unsupported):
+            raise rule
+    return np.concatenate([np.asarray(rule(jnp.asarray(weights))) for rule in own])
 
 
 # Functions that mix no positions, with the rows that reach the layer: those of weight 0 are those made of NaN.
