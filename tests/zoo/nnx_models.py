@@ -23,7 +23,7 @@ from tests.zoo.registry import (
 def split(module, rng):
     """(apply, params) of a module with one input."""
     graph, params, rest = nnx.split(module, nnx.Param, ...)
-    return lambda p, x: nnx.merge(graph, p, rest)(x), drawn(params, rng)
+    return lambda p, x: nnx.merge(graph, p, rest, copy=True)(x), drawn(params, rng)
 
 
 def key():
@@ -41,7 +41,7 @@ def nnx_mlp(rng):
             return self.fc2(nnx.relu(self.fc1(self.norm(x))))
 
     graph, params, rest = nnx.split(Mlp(key()), nnx.Param, ...)
-    return lambda p, x: nnx.merge(graph, p, rest)(x), drawn(params, rng), arrays(rng, (30, 12), (30, 12))
+    return lambda p, x: nnx.merge(graph, p, rest, copy=True)(x), drawn(params, rng), arrays(rng, (30, 12), (30, 12))
 
 
 @model(
@@ -258,7 +258,7 @@ def nnx_jit_with_dict_batch_and_tuple_output(rng):
     graph, params, rest = nnx.split(Net(key()), nnx.Param, ...)
     run = nnx.jit(lambda net, x, mask: net(x, mask))
     batches = [{"x": x, "mask": (rng.random(30) < 0.8).astype(np.float32)} for x in arrays(rng, (30, 12), (30, 12))]
-    return lambda p, batch: run(nnx.merge(graph, p, rest), **batch), drawn(params, rng), batches
+    return lambda p, batch: run(nnx.merge(graph, p, rest, copy=True), **batch), drawn(params, rng), batches
 
 
 @model({"fc1": dense(12, 20, 60), "fc2": dense(20, 5, 60)}, biases("fc1", "fc2"), tolerance=0.03)
@@ -270,7 +270,7 @@ def nnx_bfloat16(rng):
     graph, params, rest = nnx.split(net, nnx.Param, ...)
 
     def apply(p, x):
-        net = nnx.merge(graph, p, rest)
+        net = nnx.merge(graph, p, rest, copy=True)
         return net["fc2"](nnx.relu(net["fc1"](x)))
 
     return apply, drawn(params, rng), arrays(rng, (30, 12), (30, 12))
