@@ -7,6 +7,7 @@ every config.train.save_every steps, and a run that was stopped goes on from the
 import functools
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -25,8 +26,11 @@ from experiments.networks import Network, create_network
 from experiments.tasks.images import batches
 
 
-def make_optimizer(network: Network, train, params, steps_per_epoch: int) -> optax.GradientTransformation:
-    """AdamW, or Muon for the inner layers' kernels and AdamW for the rest; a cosine after a linear warm-up."""
+def make_optimizer(muon: Callable, train, params, steps_per_epoch: int) -> optax.GradientTransformation:
+    """AdamW, or Muon and AdamW for the rest; a cosine after a linear warm-up.
+
+    `muon` maps path and value of a parameter to the dimensions that Muon takes it by, None where AdamW trains it.
+    """
 
     def schedule(peak):
         warmup, total = round(train.warmup_epochs * steps_per_epoch), train.epochs * steps_per_epoch
@@ -41,7 +45,7 @@ def make_optimizer(network: Network, train, params, steps_per_epoch: int) -> opt
             weight_decay=train.weight_decay,
             consistent_rms=0.2,
             adam_learning_rate=schedule(train.learning_rate),
-            muon_weight_dimension_numbers=path_aware_map(network.muon, params),
+            muon_weight_dimension_numbers=path_aware_map(muon, params),
         )
     raise ValueError(f"unknown optimizer {train.optimizer!r}; expected adamw or muon")
 
@@ -131,7 +135,7 @@ def fit(config, progress: Progress):
     network = create_network(config.model.name)
     init_key, key = jax.random.split(jax.random.key(config.seed))
     params, statistics = network.init(init_key, images[:1])
-    optimizer = make_optimizer(network, train, params, steps)
+    optimizer = make_optimizer(network.muon, train, params, steps)
     step = make_step(network, optimizer, train)
     params, state, done = progress.load(params, {"optimizer": optimizer.init(params), "statistics": statistics})
     with tqdm(desc="train", unit="step", initial=done, total=train.epochs * steps) as bar:

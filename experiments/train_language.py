@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax.traverse_util import path_aware_map
 from tqdm import tqdm
 
 from beacon_jax import checkpoint
@@ -21,28 +20,13 @@ from beacon_jax.models.decoder import create_decoder
 from experiments import common
 from experiments.text import read_corpus, split_texts
 from experiments.tokens import CONTEXT, ArrayBatches, encode, tokenizer_path, train_tokenizer, windows
-from experiments.train import Progress
+from experiments.train import Progress, make_optimizer
 
 
-def make_optimizer(train, params, steps_per_epoch: int) -> optax.GradientTransformation:
-    """Muon for the blocks' kernels and AdamW for the rest; a cosine after a linear warm-up."""
-    if train.optimizer != "muon":
-        raise ValueError(f"the language model is trained with train.optimizer=muon, got {train.optimizer!r}")
-
-    def schedule(peak):
-        warmup, total = round(train.warmup_epochs * steps_per_epoch), train.epochs * steps_per_epoch
-        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, total)
-
-    matrix = optax.contrib.MuonDimensionNumbers()
-    return optax.contrib.muon(
-        schedule(train.muon_learning_rate),
-        weight_decay=train.weight_decay,
-        consistent_rms=0.2,
-        adam_learning_rate=schedule(train.learning_rate),
-        muon_weight_dimension_numbers=path_aware_map(
-            lambda path, _: matrix if path[0].startswith("blocks_") and path[-1] == "kernel" else None, params
-        ),
-    )
+def muon(path: tuple[str, ...], _value) -> optax.contrib.MuonDimensionNumbers | None:
+    """The blocks' kernels are trained by Muon."""
+    inner = path[0].startswith("blocks_") and path[-1] == "kernel"
+    return optax.contrib.MuonDimensionNumbers() if inner else None
 
 
 def loss_sums(model, params, batch) -> tuple[jax.Array, jax.Array]:
@@ -102,7 +86,7 @@ def fit(config, documents: list[list[int]], progress: Progress, report=None):
     model = create_decoder(config.model.name)
     init_key, key = jax.random.split(jax.random.key(config.seed))
     params = jax.jit(model.init)(init_key, jnp.zeros((1, CONTEXT), jnp.int32))["params"]
-    optimizer = make_optimizer(train, params, steps)
+    optimizer = make_optimizer(muon, train, params, steps)
     step = make_step(model, optimizer)
     params, state, done = progress.load(params, optimizer.init(params))
     with tqdm(desc="train", unit="step", initial=done, total=train.epochs * steps, mininterval=5) as bar:

@@ -80,7 +80,7 @@ def test_an_epoch_is_drawn_anew(config, documents):
 
 def test_mistakes(tmp_path, config, documents):
     for changes, message in (
-        (dict(optimizer="adamw"), "trained with train.optimizer=muon, got 'adamw'"),
+        (dict(optimizer="sgd"), "unknown optimizer 'sgd'; expected adamw or muon"),
         (dict(epochs=0), "train.epochs must be at least 1, got 0"),
         (dict(batch_size=10**6), "train.batch_size=1000000 windows of 8 tokens exceed the training text"),
     ):

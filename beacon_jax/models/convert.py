@@ -116,7 +116,7 @@ def convert_state_dict(state: Mapping[str, np.ndarray], model: ViT) -> dict:
             params[target] = array
     problems = {"missing": missing, "left over": sorted(set(state) - used), "misshapen": misshapen}
     if any(problems.values()):
-        said = "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in problems.items() if names)
+        said = "; ".join(f"{len(names)} {what}: {some_of(names)}" for what, names in problems.items() if names)
         raise ValueError(f"this checkpoint is not one of the model given: {said}")
     return unflatten_dict(params, sep="/")
 
@@ -179,7 +179,7 @@ def _naming(state: Mapping[str, np.ndarray]) -> Callable[[_Row, int], list[str]]
         return lambda row, i: [row.timm.format(i=i)]
     prefix = next((p for p in ("vit", "deit") if f"{p}.embeddings.cls_token" in state), None)
     if prefix is None:
-        raise ValueError(f"neither timm's nor Hugging Face's names of a ViT or DeiT classifier: {_some(list(state))}")
+        raise ValueError(f"neither timm's nor Hugging Face's names of a ViT or DeiT classifier: {some_of(list(state))}")
     loaded = any(name.startswith(f"{prefix}.layers.") for name in state)
     head = "cls_classifier" if "cls_classifier.weight" in state else "classifier"
 
@@ -191,7 +191,8 @@ def _naming(state: Mapping[str, np.ndarray]) -> Callable[[_Row, int], list[str]]
     return name_of
 
 
-def _some(names: list[str], most: int = 4) -> str:
+def some_of(names: list[str], most: int = 4) -> str:
+    """The first few names, for a message."""
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from beacon_jax.models.bert import Bert
+from beacon_jax.models.convert import some_of
 
 # {our leaf: (its leaf, whether it is transposed)}, by the kind of module.
 _EMBED = {"embedding": ("weight", False)}
@@ -99,7 +100,7 @@ def convert_bert_state_dict(state: Mapping[str, np.ndarray], model: Bert) -> dic
             misshapen.append(f"{theirs} of shape {array.shape} for {ours} {expected[ours].shape}")
     problems = {"missing": missing, "left over": left_over, "misshapen": misshapen}
     if any(problems.values()):
-        said = "; ".join(f"{len(found)} {what}: {_some(found)}" for what, found in problems.items() if found)
+        said = "; ".join(f"{len(found)} {what}: {some_of(found)}" for what, found in problems.items() if found)
         raise ValueError(f"this checkpoint is not one of the model given: {said}")
     return unflatten_dict(params, sep="/")
 
@@ -110,7 +111,3 @@ def _rows(depth: int):
         for i in range(depth) if "{i}" in ours else (0,):
             for leaf, (their_leaf, transposed) in kind.items():
                 yield f"{ours.format(i=i)}/{leaf}", f"{theirs.format(i=i)}.{their_leaf}", transposed
-
-
-def _some(names: list[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
