@@ -25,11 +25,26 @@ from tests.zoo.registry import MODELS
 
 FILES = (linen_basic, linen_conv, linen_attention, linen_recurrent, linen_lifted, nnx_models, other)
 pytestmark = pytest.mark.filterwarnings("ignore:SelfAttention will be deprecated:DeprecationWarning")
-every_model = pytest.mark.parametrize("name", MODELS)
-# Calibration on the float model alone takes all layers of a stage in one pass; the others with the slow tests.
-FEW = ("linen_encoder_block", "linen_scan", "linen_shared_dense_three_times", "linen_lstm", "nnx_cnn_with_batch_norm")
-some_models = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in MODELS]
+
+
+def parametrized(default):
+    """Over all models, those that are not among the default ones with the slow tests."""
+    return pytest.mark.parametrize(
+        "name", [pytest.param(name, marks=[] if name in default else pytest.mark.slow) for name in MODELS]
+    )
+
+
+# Models much like another one, of another framework or in other words.
+ALIKE = (
+    "linen_frozen_dict linen_bfloat16_parameters linen_self_attention linen_scan_of_remat linen_remat_scan_of_whole_net "
+    "linen_vmap_over_experts_of_the_same_rows linen_gru linen_unrolled_lstm linen_unrolled_gru nnx_list_and_sequential "
+    "nnx_multi_head_attention nnx_embed nnx_tied_embedding nnx_lstm nnx_optimized_lstm nnx_gru nnx_scan "
+    "nnx_shared_linear_three_times nnx_bfloat16 nnx_scan_of_remat linen_conv_local jax_loop_of_known_length"
+).split()
+every_model = parametrized([name for name in MODELS if name not in ALIKE])
+# Calibration on the float model alone takes all layers of a stage in one pass.
+some_models = parametrized(
+    ("linen_encoder_block", "linen_scan", "linen_shared_dense_three_times", "linen_lstm", "nnx_cnn_with_batch_norm")
 )
 
 

@@ -34,7 +34,7 @@ def tiny_cnn(tmp_path, monkeypatch):
     return config
 
 
-@pytest.mark.parametrize("create", [tiny, tiny_cnn])
+@pytest.mark.parametrize("create", [tiny, pytest.param(tiny_cnn, marks=pytest.mark.slow)])
 def test_a_stopped_training_goes_on_to_the_same_result(tmp_path, monkeypatch, create):
     config = create(tmp_path, monkeypatch)
     whole = train.fit(config, train.Progress(tmp_path / "whole", config))
