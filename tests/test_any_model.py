@@ -36,8 +36,9 @@ def parametrized(default):
 
 # Models much like another one, of another framework or in other words.
 ALIKE = (
-    "linen_frozen_dict linen_bfloat16_parameters linen_self_attention linen_scan_of_remat linen_remat_scan_of_whole_net "
-    "linen_vmap_over_experts_of_the_same_rows linen_gru linen_unrolled_lstm linen_unrolled_gru nnx_list_and_sequential "
+    "linen_frozen_dict linen_bfloat16_parameters linen_self_attention linen_scan_of_remat "
+    "linen_remat_scan_of_whole_net linen_vmap_over_experts_of_the_same_rows linen_gru linen_unrolled_lstm "
+    "linen_unrolled_gru nnx_list_and_sequential "
     "nnx_multi_head_attention nnx_embed nnx_tied_embedding nnx_lstm nnx_optimized_lstm nnx_gru nnx_scan "
     "nnx_shared_linear_three_times nnx_bfloat16 nnx_scan_of_remat linen_conv_local jax_loop_of_known_length"
 ).split()
