@@ -184,7 +184,7 @@ def _float_line(axes, value: float, metric: Metric) -> None:
     axes.axhline(value, color="black", linestyle="--", linewidth=1, label=FLOAT)
     low, high = axes.get_ylim()
     if metric.better == "lower":
-        if low > 0:
+        if axes.dataLim.ymin > 0:  # the limits of the axes have a margin
             axes.set_yscale("log")
         return
     lowest = value - CUT * abs(value)
