@@ -151,7 +151,7 @@ def plan_layers(
         left += [
             (layer.name, spec.why_left(layer))
             for layer in found.layers
-            if layer.name not in plan and not spec.why_left(layer).startswith("skipped")
+            if layer.name not in plan and not spec.skips(layer)
         ]
         if left:
             said = "; ".join(f"{name}: {why}" for name, why in left[:6]) + ("; …" if len(left) > 6 else "")

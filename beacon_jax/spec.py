@@ -115,8 +115,7 @@ class QuantSpec:
                 raise ValueError(f"no layer matches {rule}; the layers are {names}")
         plan = {}
         for layer in layers:
-            matching = [rule for rule in self.rules if rule.matches(layer)]
-            rule = matching[-1] if matching else None  # of several that match the last counts
+            rule = self._rule(layer)
             asked = rule is not None or (not layer.other_uses and LayerRule(self.layers).matches(layer))
             if asked and not (rule and rule.skip):
                 plan[layer.name] = self._plan_layer(rule)
@@ -124,14 +123,23 @@ class QuantSpec:
             raise ValueError(f"the rules skip every layer, or only what is used in two ways is left: {names}")
         return plan
 
+    def _rule(self, layer: Layer) -> LayerRule | None:
+        """Of the rules that match a layer the last, which counts."""
+        return next((rule for rule in reversed(self.rules) if rule.matches(layer)), None)
+
     def why_left(self, layer: Layer) -> str:
         """Why a layer that is not in the plan is left in float."""
-        matching = [rule for rule in self.rules if rule.matches(layer)]
-        if matching:
-            return f"skipped by the rule {matching[-1]}"
+        rule = self._rule(layer)
+        if rule is not None:
+            return f"skipped by the rule {rule}"
         if layer.other_uses:
             return f"used in two ways: multiplied by data, and {layer.other_uses}; no rule asks for it"
         return f"not matched by layers={self.layers!r}"
+
+    def skips(self, layer: Layer) -> bool:
+        """Whether a rule leaves a layer in float."""
+        rule = self._rule(layer)
+        return rule is not None and rule.skip
 
     def names(self, path: str) -> bool:
         """Whether a rule with `skip` names a parameter that is no layer."""

@@ -91,12 +91,12 @@ def cut(axes: Axes, shape, starts, equation: Equation) -> Axes:
 
 def joined_along(axis: int, operands: Sequence[Axes], shape, name: str) -> Axes:
     """Of values put one after another along an axis."""
-    joined = functools.reduce(lambda a, b: a if a.known >= b.known else b, operands)
+    fullest = functools.reduce(lambda a, b: a if a.known >= b.known else b, operands)
     following = [o for o in operands if o.known or o.fixed or o.lost]
     sizes = [math.prod(n for _, n in o.atoms[axis]) for o in operands]
     gone = {a for o in operands for a, _ in o.atoms[axis]} - {None}
-    fixed = dict(still_fixed(operands, joined.known))
-    atoms = [((None, shape[axis]),) if i == axis else own for i, own in enumerate(joined.atoms)]
+    fixed = dict(still_fixed(operands, fullest.known))
+    atoms = [((None, shape[axis]),) if i == axis else own for i, own in enumerate(fullest.atoms)]
     if set(sizes) == {1} and len(operands) > 1:  # the steps of a sequence, put together again?
         for a in list(fixed):
             if [dict(o.fixed).get(a, (0, None))[1] for o in following] == list(range(shape[axis])):

@@ -65,7 +65,7 @@ class Model:
         for name, leaf in zip(self.leaves, jax.tree.leaves(params), strict=True):
             if not _is_array(leaf):
                 raise Unsupported(
-                    f"parameters are a pytree of arrays, but {name or 'params'} is a {type(leaf).__name__}; "
+                    f"parameters are a pytree of arrays, but {name} is a {type(leaf).__name__}; "
                     "keep what is no array out of it, as with equinox.partition(model, equinox.is_array)"
                 )
         self._shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), params)
