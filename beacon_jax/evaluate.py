@@ -10,12 +10,13 @@ import numpy as np
 
 from beacon_jax.batches import example_count, pad_to, padded, take
 from beacon_jax.metrics.base import Mean, Measured, Metric
-from beacon_jax.metrics.classes import Agreement, CrossEntropy, Perplexity, Top1, Top5
+from beacon_jax.metrics.classes import Agreement, CrossEntropy, Divergence, Perplexity, Top1, Top5
 from beacon_jax.metrics.vectors import MeanCosine, NeighbourOverlap, RelativeOutputError
 
 __all__ = [
     "Agreement",
     "CrossEntropy",
+    "Divergence",
     "Mean",
     "MeanCosine",
     "Measured",

@@ -260,7 +260,8 @@ class _Run:
         start = time.perf_counter()
         try:
             placed = self._placement.by_channels(kernel) if kernel.ndim == 2 else kernel
-            solution = METHODS[plan.method].solve(placed, stats, plan.alphabet, **plan.options)
+            has_bias = layer.name in self.model.biases
+            solution = METHODS[plan.method].solve(placed, stats, plan.alphabet, has_bias=has_bias, **plan.options)
         except ValueError as error:
             raise ValueError(f"layer {layer.name}: {error}") from error
         matrix = self._placement.everywhere(solution.matrix).first_channels(kernel.shape[-1])

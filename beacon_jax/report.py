@@ -18,11 +18,11 @@ from beacon_jax.spec import QuantSpec
 class LayerReport:
     """What was done to one layer, and how well.
 
-    shape is (N, C), or (E, N, C) where there are groups. output_error is ‖XW − X̃Ŵ‖² / ‖XW‖² on the calibration rows of
-    the streams that QuantSpec.calibrate_on names, the cosines ∠(Xw, X̃ŵ) likewise; dead counts inputs that were always
-    zero; rows are those of positive weight, of each group; seconds are for the Gram statistics and for the solve,
-    compilation included. sweeps (mean) and fixed_points (fraction of the channels) are None for methods that do not
-    report them. note says where the arithmetic was not the usual one.
+    shape is (N, C), or (E, N, C) where there are groups. output_error is ‖XW − X̃Ŵ‖² / ‖XW‖², a change of the bias
+    included, on the calibration rows of the streams that QuantSpec.calibrate_on names, the cosines ∠(Xw, X̃ŵ) likewise;
+    dead counts inputs that were always zero; rows are those of positive weight, of each group; seconds are for the Gram
+    statistics and for the solve, compilation included. sweeps (mean) and fixed_points (fraction of the channels) are
+    None for methods that do not report them. note says where the arithmetic was not the usual one.
     """
 
     layer: str

@@ -102,11 +102,23 @@ def get_config() -> ConfigDict:
     config.rows.gptq_lsq_order = table_row(
         "GPTQ, least-squares scale, act_order", "gptq", "quantized", scale="lsq", act_order=True
     )
+    config.rows.gptq_bias = table_row("GPTQ, act_order, bias", "gptq", "quantized", act_order=True, bias=True)
+    config.rows.gptq_ec = table_row("GPTQ, act_order, bias, w/ E.C.", "gptq", "both", act_order=True, bias=True)
+    config.rows.gptq_lsq_ec = table_row(
+        "GPTQ, least-squares scale, act_order, bias, w/ E.C.", "gptq", "both", scale="lsq", act_order=True, bias=True
+    )
     config.rows.gptq_beacon = table_row("GPTQ* (Beacon's scale)", "gptq", "quantized", scale="beacon")
     config.rows.comq = table_row("COMQ", "comq", "float")
+    config.rows.comq_lsq = table_row("COMQ, least-squares scale", "comq", "float", scale="lsq")
+    config.rows.comq_lsq_ec = table_row("COMQ, least-squares scale, w/ E.C.", "comq", "both", scale="lsq")
     config.rows.beacon = table_row("Beacon w/o E.C.", "beacon", "float")
     config.rows.beacon_ec = table_row("Beacon w/ E.C.", "beacon", "both")
     config.rows.beacon_ec_centering = table_row("Beacon w/ E.C. + centering", "beacon", "both", centering="mean")
+    config.rows.plus_fast = table_row("Beacon plus, fast, w/o E.C.", "beacon_plus", "float", effort="fast")
+    config.rows.plus = table_row("Beacon plus w/o E.C.", "beacon_plus", "float")
+    config.rows.plus_fast_ec = table_row("Beacon plus, fast, w/ E.C.", "beacon_plus", "both", effort="fast")
+    config.rows.plus_ec = table_row("Beacon plus w/ E.C.", "beacon_plus", "both")
+    config.rows.plus_thorough_ec = table_row("Beacon plus, thorough, w/ E.C.", "beacon_plus", "both", effort="thorough")
 
     # experiments/train.py
     config.train = ConfigDict()

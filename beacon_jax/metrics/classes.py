@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from beacon_jax.metrics.base import Key, Measured, Positions, mask_weights, pick
+from beacon_jax.metrics.base import Key, Measured, Positions, floats, mask_weights, pick
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,6 +101,25 @@ class Agreement(Positions):
     def values(self, outputs, batch, kept):
         """(B, …) by position."""
         return (outputs.argmax(-1) == kept).astype(outputs.dtype)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Divergence(Positions):
+    """KL(p_reference ‖ p) of the classes' probabilities, in nats."""
+
+    title = "KL divergence from the float model in nats"
+    shown = ".4f"
+    better = "lower"
+    compares = True
+
+    def keep(self, outputs):
+        """The logits (B, …, classes)."""
+        return pick(outputs, self.output, "outputs")
+
+    def values(self, outputs, batch, kept):
+        """(B, …) by position."""
+        expected, found = (jax.nn.log_softmax(floats(logits), axis=-1) for logits in (kept, outputs))
+        return (jnp.exp(expected) * (expected - found)).sum(-1)
 
 
 def label_indices(batch: Any, key: Key) -> jax.Array:

@@ -112,14 +112,25 @@ class Levels:
         """The largest magnitude of a level."""
         return jnp.maximum(jnp.abs(self.first), jnp.abs(self.last))
 
+    def lower_index(self, p: jax.Array) -> jax.Array:
+        """Position i of the neighbouring levels i and i + 1 around p, of the two end levels on that side where p is
+        outside the alphabet; a float of p's dtype where the alphabet is evenly spaced, else an integer.
+        """
+        if self.table is None:
+            return jnp.clip(jnp.floor((p - self.first) * (1 / self.step)), 0, self.count - 2)
+        k = self.table.size
+        return jnp.clip(jnp.searchsorted(self.table, p, side="right", method="scan_unrolled") - 1, 0, k - 2)
+
+    def at(self, i: jax.Array) -> jax.Array:
+        """The levels at these positions, of any real dtype."""
+        if self.table is None:
+            return self.first + i.astype(self.first.dtype) * self.step
+        return self.table[i.astype(jnp.int32)]
+
     def bracket(self, p: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The neighbouring levels lo ≤ p < hi; the two end levels on that side where p is outside the alphabet."""
-        if self.table is None:
-            i = jnp.clip(jnp.floor((p - self.first) * (1 / self.step)), 0, self.count - 2)
-            return self.first + i * self.step, self.first + (i + 1) * self.step
-        k = self.table.size
-        i = jnp.clip(jnp.searchsorted(self.table, p, side="right", method="scan_unrolled") - 1, 0, k - 2)
-        return self.table[i], self.table[i + 1]
+        i = self.lower_index(p)
+        return self.at(i), self.at(i + 1)
 
     def nearest(self, p: jax.Array) -> jax.Array:
         """The level nearest to p, the lower one of two equally near."""

@@ -1,7 +1,7 @@
-"""How well a quantized kernel reproduces its layer's output, from Gram statistics.
+"""How well a quantized kernel, and its change of the bias, reproduce a layer's output, from Gram statistics.
 
-The part of an error that is the same in every row, n·(μᵀw − μ̃ᵀŵ)², is computed apart from what varies, and all of it in
-float64 where the inputs' mean is many times their spread (see precision.py; not inside jit or vmap).
+The part of an error that is the same in every row, n·(μᵀw − μ̃ᵀŵ − b)², is computed apart from what varies, and all of
+it in float64 where the inputs' mean is many times their spread (see precision.py; not inside jit or vmap).
 """
 
 import functools
@@ -16,7 +16,7 @@ from beacon_jax.quant.quantized import QuantizedMatrix
 
 
 def relative_output_error(kernel: jax.Array, quantized: QuantizedMatrix, stats: GramStats) -> jax.Array:
-    """‖XW − X̃Ŵ‖² / ‖XW‖² over all channels (and groups), a scalar; 0 where XW = 0 = X̃Ŵ.
+    """‖XW − X̃Ŵ − 1bᵀ‖² / ‖XW‖² over all channels (and groups), a scalar; 0 where XW = 0 = X̃Ŵ. b: `bias_change`, or 0.
 
     kernel (N, C), or (E, N, C) with statistics of E groups. The dtype is that of the statistics.
     """
@@ -24,7 +24,7 @@ def relative_output_error(kernel: jax.Array, quantized: QuantizedMatrix, stats: 
 
 
 def cosines(kernel: jax.Array, quantized: QuantizedMatrix, stats: GramStats) -> jax.Array:
-    """cos∠(Xw, X̃ŵ) per channel, offset included; 0 where either output is zero.
+    """cos∠(Xw, X̃ŵ + b 1) per channel, offset included; 0 where either output is zero. b: `bias_change`, or 0.
 
     (C,) for a kernel (N, C), (E, C) for one of E groups (E, N, C). The dtype is that of the statistics.
     """
@@ -38,32 +38,34 @@ def _measure(measure, kernel, quantized, stats):
     dtype = working_dtype(stats.dtype, _mean_over_spread(stats))
     with in_dtype(dtype):
         W, W_hat = jnp.asarray(kernel, dtype), jnp.asarray(quantized.dequantize(), dtype)
-        return measure(W, W_hat, stats.astype(dtype)).astype(stats.dtype)
+        b = quantized.bias_change
+        b = jnp.zeros((*W.shape[:-2], W.shape[-1]), dtype) if b is None else jnp.asarray(b, dtype)
+        return measure(W, W_hat, b, stats.astype(dtype)).astype(stats.dtype)
 
 
 def _each_group(function):
     """`function` of (N, C) kernels and statistics of one layer, for those with leading axes too."""
 
     @functools.wraps(function)
-    def run(W, W_hat, stats):
-        return (function if W.ndim == 2 else jax.vmap(run))(W, W_hat, stats)
+    def run(W, W_hat, b, stats):
+        return (function if W.ndim == 2 else jax.vmap(run))(W, W_hat, b, stats)
 
     return run
 
 
 @jax.jit
-def _relative_error(W, W_hat, stats):
-    error, target = (sums.sum() for sums in _output_errors(W, W_hat, stats))
+def _relative_error(W, W_hat, b, stats):
+    error, target = (sums.sum() for sums in _output_errors(W, W_hat, b, stats))
     return jnp.where(error > 0, error / target, 0)
 
 
 @_each_group
-def _output_errors(W, W_hat, stats):
+def _output_errors(W, W_hat, b, stats):
     # ‖X̃E + (X − X̃)W‖² with E = W − Ŵ: no cancellation of large terms when Ŵ ≈ W and X̃ ≈ X.
     E = W - W_hat
     S, C, F = stats.centred
     mean_x, mean_xt = stats.means()
-    error, shift = quadratic_form(S, E), matmul(mean_xt, E)
+    error, shift = quadratic_form(S, E), matmul(mean_xt, E) - b
     if not stats.one_stream:
         error = error + 2 * (E * matmul(C - S, W)).sum(0) + quadratic_form(F - C - C.T + S, W)
         shift = shift + matmul(stats.mean_change, W)
@@ -73,9 +75,10 @@ def _output_errors(W, W_hat, stats):
 
 @jax.jit
 @_each_group
-def _cosines(W, W_hat, stats):
+def _cosines(W, W_hat, b, stats):
     S, C, F = stats.centred
     y, v = (matmul(mean, kernel) for mean, kernel in zip(stats.means(), (W, W_hat), strict=True))
+    v = v + b
     cross = (W_hat * matmul(C, W)).sum(0) + stats.count * y * v
     squares = [
         jnp.maximum(quadratic_form(M, Q), 0) + stats.count * jnp.square(u) for M, Q, u in ((F, W, y), (S, W_hat, v))

@@ -23,6 +23,7 @@ class Problem:
       stats: statistics of the inputs, of width N (and E groups).
       alphabet: (K,) float64, ascending levels.
       mean_over_spread: of inputs and outputs (see precision.py); None where it is not known (traced) or of no concern.
+      has_bias: whether the layer has a bias that may change.
 
     Invariant: W and stats share one dtype, that in which the problem is to be solved (see precision.py).
     """
@@ -31,12 +32,16 @@ class Problem:
     stats: GramStats
     alphabet: np.ndarray
     mean_over_spread: float | None = None
+    has_bias: bool = False
 
     @classmethod
-    def of(cls, kernel: jax.Array, stats: GramStats, alphabet: Any, *, reads_stats: bool = True) -> "Problem":
+    def of(
+        cls, kernel: jax.Array, stats: GramStats, alphabet: Any, *, has_bias: bool = False, reads_means: bool = True
+    ) -> "Problem":
         """Checks the parts (the values of traced arrays are taken on trust) and puts them into the dtype to solve in.
 
-        reads_stats=False is for methods that look at the kernel alone, for which the dtype of the statistics will do.
+        reads_means=False is for methods that do not look at the inputs' means, for which the dtype of the statistics
+        will do.
 
         Raises:
           ValueError: kernel not (N, C) or (E, N, C); statistics of another width or other groups, of no rows or not
@@ -53,10 +58,10 @@ class Problem:
                 raise ValueError("NaN or infinity in the calibration statistics: the layer's inputs are not all finite")
             if not finite_kernel:
                 raise ValueError(f"NaN or infinity in the kernel of shape {kernel.shape}")
-        alphabet, ratio = make_alphabet(alphabet), ratio if reads_stats else None
+        alphabet, ratio = make_alphabet(alphabet), ratio if reads_means else None
         dtype = working_dtype(stats.dtype, ratio)
         with in_dtype(dtype):
-            return cls(jnp.asarray(kernel, dtype), stats.astype(dtype), alphabet, ratio)
+            return cls(jnp.asarray(kernel, dtype), stats.astype(dtype), alphabet, ratio, has_bias)
 
     @property
     def dtype(self) -> np.dtype:

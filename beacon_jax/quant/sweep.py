@@ -81,21 +81,19 @@ def blocked_pass(
     def enter_block(b, carry):
         Q, state = carry
         start = b * size
-        stripes = [_slice(M, start, size) for M in matrices]
-        corners = [_slice(stripe, start, size, axis=1) for stripe in stripes]
+        stripes = [take(M, start, size) for M in matrices]
+        corners = [take(stripe, start, size, axis=1) for stripe in stripes]
         if lower:
-            outside = [_prefix_product(stripe, Q, b, size) for stripe in stripes]
+            outside = [prefix_product(stripe, Q, b, size) for stripe in stripes]
         else:
             # Without the block's own part, which changes.
             rest = [
-                _put(stripe, jnp.zeros_like(corner), start, axis=1)
+                put(stripe, jnp.zeros_like(corner), start, axis=1)
                 for stripe, corner in zip(stripes, corners, strict=True)
             ]
             outside = [matmul(stripe, Q) for stripe in rest]
-        block, state = visit_block(
-            rule, corners, outside, constants, shared, rows, _slice(Q, start, size), state, start
-        )
-        return _put(Q, block, start), state
+        block, state = visit_block(rule, corners, outside, constants, shared, rows, take(Q, start, size), state, start)
+        return put(Q, block, start), state
 
     return lax.fori_loop(0, Q.shape[0] // size, enter_block, (Q, state))
 
@@ -131,21 +129,21 @@ def visit_block(
     def visit_inner(i, carry):
         block, state = carry
         at = i * inner
-        corner_rows = [_slice(corner, at, inner) for corner in corners]
-        squares = [_slice(r, at, inner, axis=1) for r in corner_rows]
-        products = [_slice(f, at, inner) + matmul(r, block) for f, r in zip(outside, corner_rows, strict=True)]
-        inner_before = _slice(before, at, inner)
+        corner_rows = [take(corner, at, inner) for corner in corners]
+        squares = [take(r, at, inner, axis=1) for r in corner_rows]
+        products = [take(f, at, inner) + matmul(r, block) for f, r in zip(outside, corner_rows, strict=True)]
+        inner_before = take(before, at, inner)
 
         def visit_row(t, carry):
             products, block, state = carry
-            shared_t, rows_t = jax.tree.map(lambda a: _row(a, start + at + t), (shared, rows))
-            old = _row(inner_before, t)
-            chosen = choose(constants, shared_t, rows_t, [_row(v, t) for v in products], old, state)
-            block = _put(block, chosen[None], at + t)
-            chosen = _row(block, at + t)
+            shared_t, rows_t = jax.tree.map(lambda a: row(a, start + at + t), (shared, rows))
+            old = row(inner_before, t)
+            chosen = choose(constants, shared_t, rows_t, [row(v, t) for v in products], old, state)
+            block = put(block, chosen[None], at + t)
+            chosen = row(block, at + t)
             change = (chosen - old)[None]
-            products = [v + _slice(s, t, 1, axis=1) * change for v, s in zip(products, squares, strict=True)]
-            state = update(constants, shared_t, rows_t, [_row(v, t) for v in products], old, chosen, state)
+            products = [v + take(s, t, 1, axis=1) * change for v, s in zip(products, squares, strict=True)]
+            state = update(constants, shared_t, rows_t, [row(v, t) for v in products], old, chosen, state)
             return products, block, state
 
         _, block, state = lax.fori_loop(0, inner, visit_row, (products, block, state))
@@ -154,8 +152,8 @@ def visit_block(
     return lax.fori_loop(0, size // inner, visit_inner, (block, state))
 
 
-def _prefix_product(stripe, Q, b, size):
-    """stripe @ Q, Q zero from row b·size on, with the shortest of a few lengths that holds the rest."""
+def prefix_product(stripe: jax.Array, Q: jax.Array, b: jax.Array, size: int) -> jax.Array:
+    """stripe @ Q, one of them zero from b·size on, with the shortest of a few lengths that holds the rest."""
     blocks = Q.shape[0] // size
     pieces = min(STRIPES, blocks)
     lengths = [-(-blocks * k // pieces) * size for k in range(pieces + 1)]
@@ -167,17 +165,20 @@ def _prefix_product(stripe, Q, b, size):
     return lax.switch(branch, [functools.partial(product, n) for n in lengths], stripe, Q)
 
 
-def _slice(a, start, size, axis=0):
+def take(a: jax.Array, start: jax.Array | int, size: int, axis: int = 0) -> jax.Array:
+    """`size` elements of an axis from `start` (≥ 0) on."""
     starts = [start if i == axis else 0 for i in range(a.ndim)]
     sizes = [size if i == axis else n for i, n in enumerate(a.shape)]
     return lax.dynamic_slice(a, starts, sizes, allow_negative_indices=False)
 
 
-def _row(a, t):
-    return _slice(a, t, 1)[0]
+def row(a: jax.Array, t: jax.Array | int) -> jax.Array:
+    """a[t] for t ≥ 0."""
+    return take(a, t, 1)[0]
 
 
-def _put(a, part, start, axis=0):
+def put(a: jax.Array, part: jax.Array, start: jax.Array | int, axis: int = 0) -> jax.Array:
+    """`a` with `part` in place from `start` (≥ 0) on along an axis."""
     starts = [start if i == axis else 0 for i in range(a.ndim)]
     return lax.dynamic_update_slice(a, part, starts, allow_negative_indices=False)
 

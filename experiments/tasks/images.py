@@ -12,12 +12,18 @@ from ml_collections import ConfigDict
 from beacon_jax import load_params
 from beacon_jax.checkpoint import saved_model
 from beacon_jax.data import Batches
-from beacon_jax.evaluate import Agreement, RelativeOutputError, Top1, Top5
+from beacon_jax.evaluate import Agreement, Divergence, RelativeOutputError, Top1, Top5
 from beacon_jax.models import cnn, vit
 from beacon_jax.models.vit import ViT, create_vit
 from experiments.task import Task, identity_of
 
-METRICS = {"top1": Top1(), "agreement": Agreement(), "logit_error": RelativeOutputError(), "top5": Top5()}
+METRICS = {
+    "top1": Top1(),
+    "agreement": Agreement(),
+    "kl": Divergence(),
+    "logit_error": RelativeOutputError(),
+    "top5": Top5(),
+}
 
 
 def images(config: ConfigDict) -> Task:

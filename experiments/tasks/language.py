@@ -7,13 +7,17 @@ from ml_collections import ConfigDict
 
 from beacon_jax import load_params
 from beacon_jax.checkpoint import saved_model
-from beacon_jax.evaluate import Agreement, Perplexity
+from beacon_jax.evaluate import Agreement, Divergence, Perplexity
 from beacon_jax.models.decoder import Decoder, create_decoder
 from experiments.task import Task
 from experiments.text import digest, read_corpus, split_texts
 from experiments.tokens import CONTEXT, ArrayBatches, encode, load_tokenizer, tokenizer_path, windows
 
-METRICS = {"perplexity": Perplexity(label="targets", mask="mask"), "agreement": Agreement(mask="mask")}
+METRICS = {
+    "perplexity": Perplexity(label="targets", mask="mask"),
+    "agreement": Agreement(mask="mask"),
+    "kl": Divergence(mask="mask"),
+}
 
 
 def load_language_model(path: str) -> tuple[Decoder, dict]:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from beacon_jax.evaluate import evaluate
-from beacon_jax.metrics.classes import Agreement, CrossEntropy, Perplexity, Top1, Top5
+from beacon_jax.metrics.classes import Agreement, CrossEntropy, Divergence, Perplexity, Top1, Top5
 
 
 def tokens(rng, sizes=(6, 6, 2), length=5, classes=9):
@@ -105,3 +105,20 @@ def test_errors(rng):
     ):
         with pytest.raises(ValueError, match=message):
             evaluate(logits, data, {"top1": Top1(**keys)})
+
+
+def test_divergence_of_masked_positions(rng):
+    data = list(tokens(rng))
+
+    def other(batch):
+        return {"logits": batch["logits"][..., ::-1] * 0.5}
+
+    keys = dict(mask="mask", output="logits")
+    result = evaluate(other, data, {"kl": Divergence(**keys)}, reference=logits)["kl"]
+    z, mask = (np.concatenate([b[k] for b in data]) for k in ("logits", "mask"))
+    p, q = (np.exp(a) / np.exp(a).sum(-1, keepdims=True) for a in (z.astype(np.float64), z[..., ::-1] * 0.5))
+    each = (p * np.log(p / q)).sum(-1) * mask
+    assert result.value == pytest.approx(each.sum() / mask.sum(), rel=1e-5)
+    assert evaluate(logits, data, {"kl": Divergence(**keys)}, reference=logits)["kl"].value == pytest.approx(
+        0, abs=1e-6
+    )

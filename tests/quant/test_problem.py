@@ -20,7 +20,7 @@ def test_a_problem_is_put_into_the_dtype_to_solve_in(rng):
     np.testing.assert_array_equal(problem.alphabet, [-1.5, -0.5, 0.5, 1.5])
     large = Problem.of(kernel, stats_of(rng, 1e4), "2")
     assert large.dtype == large.stats.dtype == np.float64 and large.mean_over_spread > 5000
-    unread = Problem.of(kernel, stats_of(rng, 1e4), "2", reads_stats=False)
+    unread = Problem.of(kernel, stats_of(rng, 1e4), "2", reads_means=False)
     assert unread.dtype == np.float32 and unread.mean_over_spread is None
 
 

@@ -6,12 +6,12 @@ import pytest
 from beacon_jax.quant.sweep import (
     INNER,
     Rule,
-    _prefix_product,
     blocked_pass,
     even_block,
     map_channel_chunks,
     pad_rows,
     pad_square,
+    prefix_product,
     visit_block,
 )
 
@@ -95,10 +95,10 @@ def test_a_block_needs_only_what_it_is_given(x64, rng, size):
 
 
 @pytest.mark.parametrize("blocks", [1, 3, 4, 11])
-def test_prefix_products(x64, rng, blocks):
+def testprefix_products(x64, rng, blocks):
     size = 2
     stripe, Q = rng.normal(size=(size, blocks * size)), rng.normal(size=(blocks * size, 3))
-    product = jax.jit(_prefix_product, static_argnums=3)
+    product = jax.jit(prefix_product, static_argnums=3)
     for b in range(blocks):
         known = np.where(np.arange(blocks * size)[:, None] < b * size, Q, 0)
         np.testing.assert_allclose(product(stripe, known, b, size), stripe @ known, atol=1e-12)

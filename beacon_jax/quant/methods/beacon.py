@@ -23,12 +23,13 @@ from jax import lax
 
 from beacon_jax.quant.alphabets import is_symmetric
 from beacon_jax.quant.compiling import jit_solver
+from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.methods.best_level import best_level
 from beacon_jax.quant.methods.options import Options, option
 from beacon_jax.quant.precision import tie_tolerance
 from beacon_jax.quant.problem import Found, Problem
 from beacon_jax.quant.products import lower_matmul, matmul, quadratic_form
-from beacon_jax.quant.scales import least_squares_scale
+from beacon_jax.quant.scales import least_squares_scale, nonzero
 from beacon_jax.quant.sweep import (
     Rule,
     blocked_pass,
@@ -85,17 +86,18 @@ def solve(problem: Problem, options: BeaconOptions) -> Found:
         W, offset = W - mean[None, :], mean * _offset_gain(problem.stats)
     codes, facts = solve_codes(
         W,
-        problem.stats,
+        grams_of(problem.stats),
         problem.levels,
         sweeps=options.sweeps,
         both_signs=not is_symmetric(problem.alphabet),
         block_size=even_block(W.shape[0], options.block_size),
-        channel_chunk=options.channel_chunk or _chunk_for_caches(W),
+        channel_chunk=options.channel_chunk or chunk_for_caches(W),
     )
     return Found(codes, facts.pop("scale"), offset, info=facts)
 
 
-def _chunk_for_caches(kernel):
+def chunk_for_caches(kernel: jax.Array) -> int | None:
+    """How many channels of a kernel (N, C) to solve at a time: about 1,000 on one CPU, else all (None)."""
     if jax.default_backend() != "cpu" or isinstance(kernel, jax.core.Tracer) or len(kernel.sharding.device_set) > 1:
         return None
     channels = kernel.shape[1]
@@ -103,12 +105,11 @@ def _chunk_for_caches(kernel):
 
 
 @jit_solver("sweeps", "both_signs", "block_size", "channel_chunk")
-def solve_codes(W, stats, levels, *, sweeps, both_signs, block_size, channel_chunk):
-    """Codes (N, C) and the facts of each channel, scale among them.
+def solve_codes(W, grams, levels, *, sweeps, both_signs, block_size, channel_chunk):
+    """Codes (N, C) and the facts of each channel, scale among them, from (H, G, F), the last two None for one stream.
 
     One trace per layer shape and dtype, whatever the (evenly spaced) alphabet.
     """
-    grams = _rescaled(stats)
     both = W if not both_signs else jnp.concatenate([W, -W], axis=1)
     q, facts = map_channel_chunks(
         functools.partial(_solve_channels, grams, levels, sweeps, block_size), channel_chunk, both
@@ -159,6 +160,34 @@ def _solve_channels(grams, levels, sweeps, block_size, W):
         "cosine_history": history,
     }
     return q[:N], facts
+
+
+def sweep_codes(P, h, target, levels, q, sweeps, block_size):
+    """Up to `sweeps` passes of coordinate maximisation of the cosine |hᵀq| / √(qᵀPq) from codes q (N, C).
+
+    target (N, C), real weights near the optimum, decides the level for an empty running sum. Returns q, and (C,)
+    whether the last pass that a channel took part in changed nothing.
+    """
+    N = q.shape[0]
+    cross, beta = (h * q).sum(0), quadratic_form(P, q)
+    sign = jnp.where(cross < 0, -1, 1).astype(q.dtype)
+    h = h * sign[None, :]
+    scale = nonzero(jnp.where(beta > 0, cross / jnp.where(beta > 0, beta, 1), 0))
+    first_level = levels.nearest(target / scale[None, :])
+    M, (h, first_level, q) = pad_square(P, block_size), pad_rows((h, first_level, q), block_size)
+    diagonal = jnp.diagonal(M)
+
+    def sweep(carry):
+        k, q, beta, _ = carry
+        swept, (_, beta) = _sweep(M, diagonal, levels, block_size, h, first_level, q, ((h * q).sum(0), beta))
+        return k + 1, swept, beta, (swept != q).any(0)
+
+    def unfinished(carry):
+        return (carry[0] < sweeps) & carry[-1].any()
+
+    moving = jnp.ones(beta.shape, bool)
+    _, q, _, moving = lax.while_loop(unfinished, sweep, (0, q, beta, moving))
+    return q[:N], ~moving
 
 
 def _greedy_start(H, Gt, diagonals, levels, block_size, W, start_h, first_level):
@@ -227,7 +256,8 @@ def _cosine(a, beta, y_norm):
     return jnp.where(norm > 0, a / jnp.where(norm > 0, norm, 1), 0)
 
 
-def _rescaled(stats):
+@jax.jit
+def grams_of(stats: GramStats) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
     """H, G and F (G and F None for one stream) times a power of two that brings diag(H) near 1.
 
     Products of six of them must fit in float32. It changes no code, and cancels in the scale.

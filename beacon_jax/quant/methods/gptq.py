@@ -1,26 +1,19 @@
-"""GPTQ (Frantar et al., arXiv 2210.17323): rounding in order, each error spread over the weights still to come.
-
-The published recursion updates all later weights after each one with a row of the Cholesky factor of H⁻¹. The same
-numbers come from one triangular factor R of H = RᵀR (R lower), without an inverse: when coordinate t is rounded its
-weight has become
-
-    w′_t = w_t + Σ_{j<t} (R_tj / R_tt) (w_j − ŵ_j),
-
-a product with a fixed strictly lower matrix, which is what `sweep.blocked_pass` does fast.
-"""
+"""GPTQ (Frantar et al., arXiv 2210.17323): rounding in order, each error spread over the weights still to come."""
 
 import dataclasses
 
 import jax.numpy as jnp
-from jax.scipy.linalg import cho_solve
+from jax.scipy.linalg import cho_factor, cho_solve
 
 from beacon_jax.quant.compiling import jit_solver
+from beacon_jax.quant.decoding import Decoder, decode, descending, ridge_of
 from beacon_jax.quant.methods import beacon
 from beacon_jax.quant.methods.options import Options, option
+from beacon_jax.quant.objective import bias_change
 from beacon_jax.quant.problem import Found, Problem
-from beacon_jax.quant.products import lower_matmul, matmul
+from beacon_jax.quant.products import matmul
 from beacon_jax.quant.scales import SCALES, nonzero, scale_and_offset
-from beacon_jax.quant.sweep import Rule, blocked_pass, even_block, pad_rows, pad_square
+from beacon_jax.quant.sweep import even_block
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +27,7 @@ class GPTQOptions(Options):
     )
     symmetric: bool = option(True, "True for scale · levels, False for a min/max grid with a zero point (an offset)")
     act_order: bool = option(False, "round in descending order of diag(H) instead of the natural order")
+    bias: bool = option(False, "let the layer's bias change, where it has one, and round for what varies alone")
     damping: float = option(0.01, "λ, added to H's diagonal", unit="mean of diag(H)", above=0)
     block_size: int = option(64, "coordinates per block, at most", unit="inputs", at_least=1, decides_result=False)
 
@@ -41,6 +35,10 @@ class GPTQOptions(Options):
         super().__post_init__()
         if self.scale == "beacon" and not self.symmetric:
             raise ValueError("scale='beacon' has no zero point; use symmetric=True")
+
+    def frees_bias(self, has_bias: bool) -> bool:
+        """Whether the bias is free: it is there, and was asked for."""
+        return self.bias and has_bias
 
 
 def solve(problem: Problem, options: GPTQOptions) -> Found:
@@ -56,7 +54,7 @@ def solve(problem: Problem, options: GPTQOptions) -> Found:
         z = jnp.zeros_like(s)
     else:
         s, z = scale_and_offset(W, levels, options.scale, options.symmetric)
-    codes, factored = _solve(
+    codes, change, factored = _solve(
         W,
         problem.stats,
         levels,
@@ -64,43 +62,29 @@ def solve(problem: Problem, options: GPTQOptions) -> Found:
         z,
         options.damping,
         act_order=options.act_order,
+        bias=options.frees_bias(problem.has_bias),
         block_size=even_block(W.shape[0], options.block_size),
     )
-    return Found(codes, s, None if options.symmetric else z, sound=factored)
+    return Found(codes, s, None if options.symmetric else z, change, sound=factored)
 
 
-@jit_solver("act_order", "block_size")
-def _solve(W, stats, levels, s, z, damping, *, act_order, block_size):
-    N = W.shape[0]
-    H = stats.H
-    diagonal = jnp.diagonal(H)
-    # All inputs dead: any positive ridge will do.
-    ridge = damping * jnp.where(diagonal.sum() > 0, diagonal.mean(), 1)
-    H = H + ridge * jnp.eye(N, dtype=W.dtype)
-
+@jit_solver("act_order", "bias", "block_size")
+def _solve(W, stats, levels, s, z, damping, *, act_order, bias, block_size):
+    H, target = stats.centred[0] if bias else stats.H, W
     if not stats.one_stream:
-        W = W + cho_solve((jnp.linalg.cholesky(H), True), _change(stats, W))
-    order = jnp.argsort(-diagonal, stable=True) if act_order else jnp.arange(N)
-    H, W = H[order][:, order], W[order]
-    R = jnp.linalg.cholesky(H[::-1, ::-1])[::-1, ::-1].T
-    feedback = jnp.tril(R / jnp.diagonal(R)[:, None], -1)
-    # w′_t = target_t − (feedback Ŵ)_t, and Ŵ = s q + z
-    target = W + lower_matmul(feedback, W) - feedback.sum(1)[:, None] * z[None, :]
-    rows, M = pad_rows(target, block_size), pad_square(feedback, block_size)
-    q, _ = blocked_pass(
-        Rule(_choose), (M,), levels, (), rows, jnp.zeros_like(rows), (s, z), block_size=block_size, lower=True
-    )
-    factored = jnp.isfinite(target).all() & jnp.isfinite(feedback).all()
-    return levels.index(jnp.zeros_like(W).at[order].set(q[:N])), factored
+        regular = H + ridge_of(H, damping) * jnp.eye(W.shape[0], dtype=W.dtype)
+        target = W + cho_solve(cho_factor(regular, lower=True), _change(stats, W, bias))
+    order = descending(jnp.diagonal(H)) if act_order else jnp.arange(W.shape[0])
+    decoder = Decoder.of(H, order, damping)
+    q, error = decode(decoder, levels, target, s, z, block_size=block_size)
+    change = bias_change(stats, W, s[None, :] * q + z[None, :]) if bias else None
+    return levels.index(q), change, jnp.isfinite(error).all() & jnp.isfinite(decoder.feedback).all()
 
 
-def _choose(levels, _shared, target_t, products, _q, state):
-    s, z = state
-    return levels.nearest((target_t - s * products[0] - z) / s)
-
-
-def _change(stats, W):
-    """X̃ᵀ(X − X̃)W, the means' part apart: it cancels where the streams have the same."""
+def _change(stats, W, centred):
+    """X̃ᵀ(X − X̃)W, the means' part apart, where it counts: it cancels where the streams have the same."""
     S, C, _ = stats.centred
-    mean = stats.count * stats.means()[1]
-    return matmul(C - S, W) + mean[:, None] * matmul(stats.mean_change, W)[None, :]
+    change = matmul(C - S, W)
+    if centred:
+        return change
+    return change + (stats.count * stats.means()[1])[:, None] * matmul(stats.mean_change, W)[None, :]

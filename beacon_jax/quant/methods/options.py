@@ -15,7 +15,7 @@ def option(
     *,
     unit: str = "",
     choices: Sequence[str] = (),
-    at_least: int | None = None,
+    at_least: float | None = None,
     above: float | None = None,
     decides_result: bool = True,
 ) -> Any:
@@ -49,6 +49,10 @@ class Options:
         for field in dataclasses.fields(self):
             _check(field, getattr(self, field.name))
 
+    def frees_bias(self, has_bias: bool) -> bool:
+        """Whether the method changes the bias of a layer that has one (or not), and so leaves the means to it."""
+        return False
+
     def deciding(self) -> dict[str, Any]:
         """The options that decide the result, defaults included."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["decides_result"]}
@@ -66,8 +70,12 @@ def _check(field: dataclasses.Field, value: Any) -> None:
         raise ValueError(f"unknown {field.name} {value!r}; expected one of {', '.join(limits['choices'])}")
     if kind is int and not (_is_number(value, numbers.Integral) and value >= limits["at_least"]):
         raise ValueError(f"{field.name} must be an integer of at least {limits['at_least']}, got {value!r}")
-    if kind is float and not (_is_number(value, numbers.Real) and math.isfinite(value) and value > limits["above"]):
-        raise ValueError(f"{field.name} must be a finite number above {limits['above']:g}, got {value!r}")
+    if kind is float:
+        finite = _is_number(value, numbers.Real) and math.isfinite(value)
+        if limits["above"] is not None and not (finite and value > limits["above"]):
+            raise ValueError(f"{field.name} must be a finite number above {limits['above']:g}, got {value!r}")
+        if limits["at_least"] is not None and not (finite and value >= limits["at_least"]):
+            raise ValueError(f"{field.name} must be a finite number of at least {limits['at_least']:g}, got {value!r}")
 
 
 def _is_number(value, kind) -> bool:

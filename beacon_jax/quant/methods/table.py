@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from beacon_jax.quant.gram import GramStats
-from beacon_jax.quant.methods import beacon, comq, gptq, rtn
+from beacon_jax.quant.methods import beacon, beacon_plus, comq, gptq, rtn
 from beacon_jax.quant.methods.options import Options
 from beacon_jax.quant.precision import in_dtype
 from beacon_jax.quant.problem import Found, Problem, Solution
@@ -36,10 +36,12 @@ class Method:
     unsound: str = ""
 
     def __call__(self, kernel: jax.Array, stats: GramStats, alphabet: Any, **options) -> QuantizedMatrix:
-        """The quantized kernel alone; arguments and errors as `solve`."""
+        """The quantized kernel (and the change of the bias) alone; arguments and errors as `solve`."""
         return self.solve(kernel, stats, alphabet, **options).matrix
 
-    def solve(self, kernel: jax.Array, stats: GramStats, alphabet: Any, **options) -> Solution:
+    def solve(
+        self, kernel: jax.Array, stats: GramStats, alphabet: Any, *, has_bias: bool = False, **options
+    ) -> Solution:
         """Quantizes a kernel, also under jax.jit and jax.vmap.
 
         Where the mean is so large beside the spread, of inputs or outputs, that the statistics' dtype is not enough
@@ -50,13 +52,15 @@ class Method:
           kernel: (N, C) float, or (E, N, C) for E groups of one shape, each a problem of its own.
           stats: Gram statistics of width N (with a leading axis of E groups).
           alphabet: (K,) ascending levels, or what `make_alphabet` takes.
+          has_bias: whether the layer has a bias, which methods may then change (`QuantizedMatrix.bias_change`).
           **options: the fields of `self.options`.
 
         Raises:
           ValueError: as `check` and `Problem.of`; a problem that the method cannot solve.
         """
         checked = self.check(**options)
-        problem = Problem.of(kernel, stats, alphabet, reads_stats=self.reads_stats)
+        reads_means = self.reads_stats and not checked.frees_bias(has_bias)
+        problem = Problem.of(kernel, stats, alphabet, has_bias=has_bias, reads_means=reads_means)
         with in_dtype(problem.dtype):
             found = problem.solved_by(functools.partial(self.solver, options=checked))
             if found.sound is not None and not isinstance(found.sound, jax.core.Tracer) and not found.sound.all():
@@ -97,5 +101,6 @@ METHODS: dict[str, Method] = {
         ),
         Method("comq", comq.COMQOptions, comq.solve),
         Method("beacon", beacon.BeaconOptions, beacon.solve),
+        Method("beacon_plus", beacon_plus.BeaconPlusOptions, beacon_plus.solve),
     )
 }

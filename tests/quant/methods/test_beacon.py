@@ -154,8 +154,8 @@ def test_one_trace_per_layer_shape(rng):
     for name in ("1.58", "2", "2.32", "2.58", "3", "4", "8"):
         W, X, _ = make_problem(rng, "white", 12, 5)
         levels = Levels.of(make_alphabet(name), jnp.float32)
-        stats = gram(X, dtype=jnp.float32)
-        traced(jnp.asarray(W, jnp.float32), stats, levels, sweeps=2, both_signs=False, block_size=8, channel_chunk=None)
+        grams = beacon.grams_of(gram(X, dtype=jnp.float32))
+        traced(jnp.asarray(W, jnp.float32), grams, levels, sweeps=2, both_signs=False, block_size=8, channel_chunk=None)
 
 
 def test_equal_streams_mean_no_error_correction(rng):

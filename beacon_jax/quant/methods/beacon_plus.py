@@ -1,0 +1,266 @@
+"""Beacon's objective with better codes: our best method at the same storage, without tuning or back-propagation.
+
+Steps, each of which can be left out by an option (letters as in beacon.py; the objective is in objective.py):
+  bias      the layer's bias takes up the constant part of the error, so only what varies has to be matched
+  ridge     λI in the statistics, for what few calibration rows do not tell
+  offset    an offset of each channel, minimised over exactly
+  start     "scan": weights decoded (decoding.py) at several scales, for each channel the best; "greedy": the paper's
+  sweeps    the paper's passes of coordinate maximisation, which find the scale, too
+  redecode  decoded again at scales near the one found, then sweeps
+  beam      decoded with a beam (beam.py) there, then sweeps
+  pairs     moves of two codes at once (pairs.py), then sweeps
+After each step every channel keeps the codes of the lower objective, so none is ever worse than without the step.
+"""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from beacon_jax.quant.alphabets import is_symmetric
+from beacon_jax.quant.beam import beam_decode
+from beacon_jax.quant.compiling import jit_solver
+from beacon_jax.quant.decoding import Decoder, decode, descending
+from beacon_jax.quant.methods import beacon
+from beacon_jax.quant.methods.options import Options, option
+from beacon_jax.quant.objective import Objective, bias_change
+from beacon_jax.quant.pairs import pair_moves
+from beacon_jax.quant.problem import Found, Problem
+from beacon_jax.quant.scales import SCALES, least_squares_scale, nonzero, scale_and_offset
+from beacon_jax.quant.sweep import even_block, map_channel_chunks
+
+STARTS = ("scan", "greedy")
+SCAN = (0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4)  # of the least-squares scale
+AGAIN = (0.95, 1.0, 1.05, 1.1)  # of the scale found
+BEAM = (1.0, 1.1)
+DAMPING = 0.01  # of a decoder, in means of diag(P)
+
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """Which of the costly steps are taken."""
+
+    redecode: bool
+    beam: int
+    pairs: int
+
+
+EFFORTS = {
+    "fast": Effort(redecode=False, beam=0, pairs=0),
+    "default": Effort(redecode=True, beam=8, pairs=0),
+    "thorough": Effort(redecode=True, beam=16, pairs=2),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BeaconPlusOptions(Options):
+    """Options of beacon_plus. What is None follows from `effort`."""
+
+    effort: str = option(
+        "default", "fast, default or thorough: which of the costly steps are taken", choices=tuple(EFFORTS)
+    )
+    bias: bool = option(True, "let the layer's bias change, where it has one")
+    ridge: float | None = option(
+        None, "added to the statistics; None for inputs / (4 · rows)", unit="mean of their diagonal", at_least=0
+    )
+    offset: bool = option(False, "an offset of each output channel: one more number to store")
+    start: str = option("scan", "scan: decoded at several scales; greedy: as in Beacon", choices=STARTS)
+    sweeps: int = option(6, "passes over the codes after each of the other steps, at most", unit="passes", at_least=0)
+    redecode: bool | None = option(None, "decode again near the scale found")
+    beam: int | None = option(None, "lanes of a beam, a power of two up to 64; 0 for no beam", unit="lanes", at_least=0)
+    pairs: int | None = option(None, "rounds of moves of two codes", unit="rounds", at_least=0)
+    block_size: int = option(128, "coordinates per block, at most", unit="inputs", at_least=1, decides_result=False)
+    channel_chunk: int | None = option(
+        None,
+        "channels solved at a time; None for all, but about 1,000 on one CPU, for its caches",
+        unit="channels",
+        at_least=1,
+        decides_result=False,
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.beam and (self.beam & (self.beam - 1) or self.beam > 64):
+            raise ValueError(f"beam must be 0 or a power of two up to 64, got {self.beam}")
+
+    def frees_bias(self, has_bias: bool) -> bool:
+        """Whether the bias is free: it is there, and is not to stay."""
+        return self.bias and has_bias
+
+    def steps(self) -> Effort:
+        """The costly steps, None filled in."""
+        own = EFFORTS[self.effort]
+        given = {name: getattr(self, name) for name in ("redecode", "beam", "pairs")}
+        return dataclasses.replace(own, **{name: value for name, value in given.items() if value is not None})
+
+
+def solve(problem: Problem, options: BeaconPlusOptions) -> Found:
+    """Codes of lower error than Beacon's, with the same storage: see the module's docstring for the steps.
+
+    The decoder is GPTQ's, in descending order of diag(P), on P + 0.01 · mean diag(P) · I. For an alphabet that is not
+    symmetric, scales of both signs are tried. Rounding to nearest is a candidate as well, at the least-squares scale
+    and at that of the largest weight, so the objective is never above its. With start="greedy", bias=False, ridge=0
+    and effort="fast" what is left is Beacon.
+
+    Info: loss (steps, C), the objective after each step that was taken (the paper's start and its sweeps are one), but
+    for a constant of each channel; fixed_point (C,) bool, whether the last sweeps ended with one that changed nothing.
+    """
+    W, levels = problem.W, problem.levels
+    free = options.frees_bias(problem.has_bias)
+    objective, decoder = _prepare(W, problem.stats, _ridge(problem, options), bias=free, offset=options.offset)
+    both_signs, steps = not is_symmetric(problem.alphabet), options.steps()
+    run = dict(
+        block_size=even_block(W.shape[0], options.block_size),
+        channel_chunk=options.channel_chunk or beacon.chunk_for_caches(W),
+    )
+    history = []
+
+    def sweep(best):
+        q, loss, fixed = _swept(objective, levels, *best, sweeps=options.sweeps, **run)
+        history.extend([best[1], loss])
+        return (q, loss), fixed
+
+    if options.start == "greedy":
+        codes, facts = beacon.solve_codes(
+            W, objective.grams, levels, sweeps=options.sweeps, both_signs=both_signs, **run
+        )
+        q = levels.at(codes)
+        best, fixed = (q, _loss(objective, q)), facts["fixed_point"]
+        history.append(best[1])
+    else:
+        start = _first(W, objective, levels, both_signs=both_signs)
+        best, fixed = sweep(_decoded(objective, decoder, levels, *start, **run))
+    if steps.redecode:
+        best, fixed = sweep(_decoded(objective, decoder, levels, *best, _near(objective, best[0], AGAIN), **run))
+    if steps.beam:
+        scales = _near(objective, best[0], BEAM)
+        best, fixed = sweep(_beamed(objective, decoder, levels, *best, scales, width=steps.beam, **run))
+    for _ in range(steps.pairs):
+        best, fixed = sweep(_paired(objective, levels, *best, channel_chunk=run["channel_chunk"]))
+    codes, scale, offset, change = _finish(W, problem.stats, objective, levels, best[0], bias=free)
+    return Found(codes, scale, offset, change, {"loss": jnp.stack(history), "fixed_point": fixed})
+
+
+def _ridge(problem, options):
+    if options.ridge is not None:
+        return jnp.asarray(options.ridge, problem.dtype)
+    return problem.W.shape[0] / (4 * jnp.maximum(problem.stats.rows, 1).astype(problem.dtype))
+
+
+@jit_solver("bias", "offset")
+def _prepare(W, stats, ridge, *, bias, offset):
+    """What is to be minimised, and its decoder."""
+    objective = Objective.of(W, stats, ridge, bias=bias, offset=offset)
+    return objective, Decoder.of(objective.P, descending(jnp.diagonal(objective.P)), DAMPING)
+
+
+@jit_solver("both_signs")
+def _first(W, objective, levels, *, both_signs):
+    """The best of two roundings (q, loss), and the scales (S, C) to decode at."""
+    q, loss = None, None
+    for scale, symmetric in itertools.product(SCALES, (True, False)):
+        if symmetric or objective.free is not None:
+            s, z = scale_and_offset(W, levels, scale, symmetric)
+            q, loss = _better(objective, q, loss, levels.nearest((W - z[None, :]) / s[None, :]))
+    scales = jnp.asarray(SCAN, W.dtype)[:, None] * least_squares_scale(objective.target, levels)[None, :]
+    if both_signs:
+        other = jnp.asarray(SCAN, W.dtype)[:, None] * least_squares_scale(-objective.target, levels)[None, :]
+        scales = jnp.concatenate([scales, -other])
+    return q, loss, scales
+
+
+@jax.jit
+def _loss(objective, q):
+    return objective.loss(q)
+
+
+@jax.jit
+def _near(objective, q, factors):
+    """(S, C) scales near the best one of the codes; none is 0."""
+    return jnp.asarray(factors, q.dtype)[:, None] * nonzero(objective.scale(q))[None, :]
+
+
+@jit_solver("block_size", "channel_chunk")
+def _decoded(objective, decoder, levels, q, loss, scales, *, block_size, channel_chunk):
+    """(q, loss), each channel's better of those given and of those decoded at the scales (S, C)."""
+
+    def decode_channels(objective, q, loss, scales):
+        def at_scale(best, s):
+            q, loss = best
+            new, error = decode(decoder, levels, objective.target, s, block_size=block_size)
+            # The decoder's matrix has a ridge, the objective has not.
+            ridge = decoder.ridge * jnp.square(objective.target - s[None, :] * new).sum(0)
+            return _kept(q, loss, new, objective.loss_from(new, s, error - ridge)), None
+
+        return lax.scan(at_scale, (q, loss), scales)[0]
+
+    q, _ = _by_channels(decode_channels, objective, channel_chunk, q, loss, scales)
+    return q, objective.loss(q)
+
+
+@jit_solver("sweeps", "block_size", "channel_chunk")
+def _swept(objective, levels, q, loss, *, sweeps, block_size, channel_chunk):
+    """(q, loss) after up to that many passes, where they are better, and whether each channel's have come to rest."""
+
+    def sweep_channels(objective, q, loss):
+        new, fixed = beacon.sweep_codes(objective.P, objective.h, objective.target, levels, q, sweeps, block_size)
+        return *_better(objective, q, loss, new), fixed
+
+    return _by_channels(sweep_channels, objective, channel_chunk, q, loss)
+
+
+@jit_solver("width", "block_size", "channel_chunk")
+def _beamed(objective, decoder, levels, q, loss, scales, *, width, block_size, channel_chunk):
+    """(q, loss), each channel's better of those given and of those decoded with a beam at the scales (S, C)."""
+
+    def beam_channels(objective, q, loss, scales):
+        def at_scale(best, s):
+            new = beam_decode(decoder, levels, objective.target, s, width=width, block_size=block_size)
+            return _better(objective, *best, new), None
+
+        return lax.scan(at_scale, (q, loss), scales)[0]
+
+    return _by_channels(beam_channels, objective, channel_chunk, q, loss, scales)
+
+
+@jit_solver("channel_chunk")
+def _paired(objective, levels, q, loss, *, channel_chunk):
+    """(q, loss) after a round of pair moves."""
+
+    def pair_channels(objective, q, loss):
+        return _better(objective, q, loss, pair_moves(objective, levels, q))
+
+    return _by_channels(pair_channels, objective, channel_chunk, q, loss)
+
+
+@jit_solver("bias")
+def _finish(W, stats, objective, levels, q, *, bias):
+    """Codes (N, C) and per channel the scale, the offset and the change of the bias."""
+    c = objective.scale(q)
+    z = objective.offset(q, c)
+    W_hat = c[None, :] * q if z is None else c[None, :] * q + z[None, :]
+    return levels.index(q), c, z, bias_change(stats, W, W_hat) if bias else None
+
+
+def _better(objective, q, loss, new):
+    """(q, loss) of each channel's better codes; the first ones where there are none yet."""
+    new_loss = objective.loss(new)
+    return (new, new_loss) if q is None else _kept(q, loss, new, new_loss)
+
+
+def _kept(q, loss, new, new_loss):
+    better = new_loss < loss
+    return jnp.where(better[None, :], new, q), jnp.where(better, new_loss, loss)
+
+
+def _by_channels(function, objective, chunk, *arrays):
+    """function(objective, *arrays) for `chunk` channels at a time."""
+    own = {name: a for name in ("h", "target", "rest") if (a := getattr(objective, name)) is not None}
+
+    def run(*parts):
+        mine = dict(zip(own, parts, strict=False))
+        return function(dataclasses.replace(objective, **mine), *parts[len(own) :])
+
+    return map_channel_chunks(run, chunk, *own.values(), *arrays)

@@ -1,0 +1,142 @@
+"""What a layer's codes are to minimise, in the form that beacon_plus works with.
+
+For codes q and a scale c of one channel w, with an offset z and a change b of the layer's bias where these are free,
+
+    ‖Xw − X̃(c q + z 1) − b 1‖² + λ ‖w − c q − z 1‖²  =  constant + c² qᵀP q − 2 c hᵀq        after eliminating b and z,
+
+P = S + λI and h = C w + λ w, S and C being X̃ᵀX̃ and X̃ᵀX, of inputs minus their means where b is free, and with the
+direction of z taken out of both sides where z is free.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.linalg import cho_factor, cho_solve
+
+from beacon_jax.quant.gram import GramStats
+from beacon_jax.quant.moments import outer
+from beacon_jax.quant.products import matmul, quadratic_form
+
+LITTLE = 1e-3  # of the mean of diag(P): ridge of the weights that a decoder aims at
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """The objective of all channels W (N, C) of a layer.
+
+    Fields:
+      P: (N, N), symmetric positive semidefinite.
+      h: (N, C), one column a channel.
+      target: (N, C) real weights near the minimum of wᵀPw − 2hᵀw; W itself, but for a constant where there is an
+        offset, if there is one stream.
+      rest: h − P·target, (N, C); None where it is 0 (one stream).
+      G: (N, N) with h = G W, None where it is P.
+      F: (N, N), the same of X alone, None where it is P.
+      free: (N,) and (C,) and a scalar, u = P₀1, 1ᵀh₀ and 1ᵀu before the offset was eliminated; None without an offset.
+
+    P, h, G and F are divided by `unit`, a power of two near the mean of diag(P), so that products of several fit.
+    """
+
+    P: jax.Array
+    h: jax.Array
+    target: jax.Array
+    rest: jax.Array | None
+    G: jax.Array | None
+    F: jax.Array | None
+    free: tuple[jax.Array, jax.Array, jax.Array] | None
+    unit: jax.Array
+
+    @classmethod
+    def of(cls, W: jax.Array, stats: GramStats, ridge: jax.Array, *, bias: bool, offset: bool) -> "Objective":
+        """The objective of a kernel W (N, C).
+
+        Args:
+          W: the kernel.
+          stats: statistics of its inputs.
+          ridge: λ as a fraction of the mean of diag(S), a scalar ≥ 0.
+          bias: whether the layer's bias is free.
+          offset: whether an offset is.
+        """
+        S, C, F = stats.centred if bias else (stats.H, stats.G, stats.F)
+        diagonal = jnp.diagonal(S).mean()
+        _, exponent = jnp.frexp(diagonal)
+        unit = jnp.ldexp(jnp.ones((), S.dtype), exponent)
+        eye = ridge * diagonal / unit * jnp.eye(W.shape[0], dtype=S.dtype)
+        P = S / unit + eye
+        G, F = (None, None) if stats.one_stream else (C / unit + eye, F / unit + eye)
+        free = None
+        if offset:
+            P, G, F, free = _without_offset(P, G, F, W)
+        h = matmul(P if G is None else G, W)
+        target = W - W.mean(0)[None, :] if offset else W
+        rest = None
+        if G is not None:
+            little = LITTLE * jnp.diagonal(P).mean()
+            little = jnp.where(little > 0, little, 1)
+            factor = cho_factor(P + little * jnp.eye(W.shape[0], dtype=P.dtype), lower=True)
+            near, target = target, cho_solve(factor, h + little * target)
+            rest = little * (target - near)
+        return cls(P, h, target, rest, G, F, free, unit)
+
+    @property
+    def grams(self) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+        """P, G and F, as Beacon takes its H, G and F."""
+        return self.P, self.G, self.F
+
+    def loss(self, q: jax.Array) -> jax.Array:
+        """(C,) the objective at the best scale, for codes q (N, C), but for a constant of the channel.
+
+        Computed from target − c q, not as a difference of large terms.
+        """
+        c = self.scale(q)
+        error = self.target - c[None, :] * q
+        return quadratic_form(self.P, error) + 2 * self._rest_times(error)
+
+    def scale(self, q: jax.Array) -> jax.Array:
+        """(C,) the best scale of codes q (N, C), 0 where no scale matters."""
+        norm = quadratic_form(self.P, q)
+        return jnp.where(norm > 0, (self.h * q).sum(0) / jnp.where(norm > 0, norm, 1), 0)
+
+    def loss_from(self, q: jax.Array, s: jax.Array, error: jax.Array) -> jax.Array:
+        """`loss`, from ‖target − s q‖²_P (C,) that is known at a scale s (C,): without a product."""
+        at_s = error + 2 * self._rest_times(self.target - s[None, :] * q)
+        constant = 2 * (self.h * self.target).sum(0) - self.norm
+        a = (self.h * q).sum(0)
+        slope = (constant - at_s) / s - a  # hᵀq − s qᵀPq
+        norm = (a - slope) / s
+        return at_s - jnp.where(norm > 0, jnp.square(slope) / jnp.where(norm > 0, norm, 1), 0)
+
+    @property
+    def norm(self) -> jax.Array:
+        """(C,) targetᵀ P target."""
+        moved = self.h if self.rest is None else self.h - self.rest
+        return (self.target * moved).sum(0)
+
+    def offset(self, q: jax.Array, c: jax.Array) -> jax.Array | None:
+        """(C,) the best offset for codes q and scales c."""
+        if self.free is None:
+            return None
+        u, total, norm = self.free
+        return jnp.where(norm > 0, (total - c * matmul(u[None, :], q)[0]) / jnp.where(norm > 0, norm, 1), 0)
+
+    def _rest_times(self, error):
+        return 0.0 if self.rest is None else (self.rest * error).sum(0)
+
+
+def _without_offset(P, G, F, W):
+    """P, G, F without the direction of the offset, and what the best offset follows from."""
+    u = P.sum(1)
+    norm = u.sum()
+    safe = jnp.where(norm > 0, norm, 1)
+    g = u if G is None else G.sum(0)  # Gᵀ1
+    total = matmul(g[None, :], W)[0]
+    G, F = (None, None) if G is None else (G - outer(u, g) / safe, F - outer(g, g) / safe)
+    return P - outer(u, u) / safe, G, F, (u, total, norm)
+
+
+def bias_change(stats: GramStats, W: jax.Array, W_hat: jax.Array) -> jax.Array:
+    """(C,) b with which the mean output is right again: μᵀw − μ̃ᵀŵ."""
+    change = matmul(stats.means()[1][None, :], W - W_hat)[0]
+    return change if stats.one_stream else change + matmul(stats.mean_change[None, :], W)[0]
