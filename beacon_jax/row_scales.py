@@ -83,11 +83,13 @@ def balance_rows(model: Any, params: Any, batch: Any, layers: str = ".*") -> Bal
 
     Raises:
       ValueError: a model that cannot be read as equations, or has no layers; a bad pattern, or one that matches no
-        layer; a kernel that is not finite.
+        layer; parameters without values; a kernel that is not finite.
     """
     pattern = _compiled(layers)
     apply, params = as_function(model, params)
     read = Model(apply, params)
+    if any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(params)):
+        raise ValueError("parameters are arrays with values, got a jax.ShapeDtypeStruct")
     read.add(batch)
     program, every = read.first.program, read.layers
     wanted = [layer for layer in every if pattern.fullmatch(layer.name)]

@@ -6,12 +6,14 @@ outputs for the multiplied operands are the outputs as they were, multiplied by 
 factors are. Labels are mostly views with strides of 0, so they take little memory however many rows a value has.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from beacon_jax.graph.layers import Use
 from beacon_jax.graph.program import Equation
-from beacon_jax.graph.views import Layout
+from beacon_jax.graph.views import ConvView, Layout
 
 NONE = -1
 
@@ -180,3 +182,37 @@ def carries(equation: Equation) -> bool:
     """Whether there are factors that such an equation carries."""
     known = equation.name in _RULES or equation.name in _SIZED
     return known or Layout().then(equation, 0, (1, 1)) is not None
+
+
+def of_outputs(equation: Equation, use: Use, side: int, columns: np.ndarray, kernel: tuple, shape: tuple) -> np.ndarray:
+    """Labels of a product's output of that shape.
+
+    Args:
+      equation: the product.
+      use: of the layer.
+      side: which of the equation's inputs is the kernel.
+      columns: labels of the kernel's columns, (E·C,).
+      kernel: shape of the kernel's operand.
+      shape: shape of the output.
+    """
+    if isinstance(use.view, ConvView):
+        channel = equation.params["dimension_numbers"].out_spec[1]
+        return np.broadcast_to(columns.reshape([-1 if i == channel else 1 for i in range(len(shape))]), shape)
+    batch, contract, free = use.view.kernel
+    own = columns.reshape([*(kernel[i] for i in batch), *(1 for _ in contract), *(kernel[i] for i in free)])
+    operand = np.broadcast_to(own.transpose(np.argsort((*batch, *contract, *free))), kernel)
+    return _dot(equation, [operand if i == side else None for i in (0, 1)], [shape])[0][0]
+
+
+def of_rows(use: Use, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of a kernel's rows, (N,) or (E, N), of those of its data; NONE where rows of data differ, and these."""
+    view = use.view
+    if isinstance(view, ConvView):
+        spec = view.dimension_numbers.lhs_spec
+        labels, lost = lined_up(labels, (spec[0], *spec[2:]))
+        rows = np.repeat(labels.reshape(view.groups, -1), math.prod(view.window), axis=1)
+        return rows if view.groups > 1 else rows[0], lost
+    batch, contract, free = view.inputs
+    labels, lost = lined_up(labels, free)
+    rows = labels.transpose((*batch, *free, *contract))
+    return rows.reshape((view.groups, -1) if view.groups > 1 else (-1,)), lost

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from beacon_jax.graph.factor_rules import NONE, SUMS, Labels, agreed, carry, layout, lined_up, reason, thin
+from beacon_jax.graph.factor_rules import NONE, SUMS, Labels, agreed, carry, layout, of_outputs, of_rows, reason, thin
 from beacon_jax.graph.layers import Layer, Use
 from beacon_jax.graph.program import Equation, Program
-from beacon_jax.graph.views import ConvView
 
 
 class Graph:
@@ -110,6 +109,7 @@ class Flow:
             while self._pending and self._pending[0] == position:
                 heapq.heappop(self._pending)
             self._go(position)
+        self._labels.clear()
         self._settle()
         self.leaves = {leaf: self._free(labels) for leaf, labels in self.leaves.items()}
         own = {name: (layer, self._free(self._rows(layer)[0])) for name, (layer, _) in self._absorbed.items()}
@@ -129,14 +129,15 @@ class Flow:
     def _start(self, layer: Layer) -> None:
         everything = np.arange(self.count, dtype=np.int32)
         if layer.other_uses:
-            return self._bar([everything], f"share a kernel that is also {layer.other_uses}")
+            self._bar([everything], f"share a kernel that is also {layer.other_uses}")
+        if any(use.part is not None for use in layer.uses):
+            self._bar([everything], "come out of one product with those of other kernels")
         for use in layer.uses:
             equation = self._graph.program.equations[use.position]
-            if use.part is not None:
-                return self._bar([everything], "come out of one product with those of other kernels")
             kernel, _ = self._graph.sides(use.position)
-            made = _outputs(equation, use, kernel, everything, self._graph)
-            self._set(equation.outputs[0], made)
+            if use.part is None:
+                sizes = self._graph.shapes((equation.inputs[kernel], *equation.outputs))
+                self._set(equation.outputs[0], of_outputs(equation, use, kernel, everything, *sizes))
 
     def _set(self, v: int, labels: Labels) -> None:
         before = self._labels.get(v)
@@ -173,31 +174,29 @@ class Flow:
         equation = self._graph.program.equations[position]
         operands = [self._labels.get(a) if isinstance(a, int) else None for a in equation.inputs]
         if position in self._graph.uses:
-            return self._absorb(position, equation, operands)
-        if equation.name in SUMS and self._join(equation, operands):
-            return None
-        shapes = self._graph.shapes(equation.outputs)
-        sizes = [self._graph.program.avals[a].shape if isinstance(a, int) else a.aval.shape for a in equation.inputs]
-        made, lost = [None] * len(shapes), []
-        if any(o is not None for o in operands):
-            made, lost = carry(equation, operands, sizes, shapes)
-        self._bar(lost, reason(equation))
-        for v, labels in zip(equation.outputs, made, strict=True):
-            self._set(v, labels)
-        return None
+            self._absorb(position, equation, operands)
+        elif equation.name not in SUMS or not self._join(equation, operands):
+            shapes, avals = self._graph.shapes(equation.outputs), self._graph.program.avals
+            sizes = [avals[a].shape if isinstance(a, int) else a.aval.shape for a in equation.inputs]
+            made, lost = [None] * len(shapes), []
+            if any(o is not None for o in operands):
+                made, lost = carry(equation, operands, sizes, shapes)
+            self._bar(lost, reason(equation))
+            for v, labels in zip(equation.outputs, made, strict=True):
+                self._set(v, labels)
 
     def _absorb(self, position: int, equation: Equation, operands: Sequence[Labels]) -> None:
         """A layer's product: the factors of its data end in the rows of its kernel."""
         kernel, data = self._graph.sides(position)
-        if operands[kernel] is not None or not self._graph.whole(position):
-            return self._bar([o for o in operands if o is not None], reason(equation))
+        fits = operands[kernel] is None and self._graph.whole(position)
+        if not fits:
+            self._bar([o for o in operands if o is not None], reason(equation))
         for layer, use in self._graph.uses[position]:
             self._absorbed.setdefault(layer.name, (layer, {}))[1].pop(position, None)
-            if operands[data] is not None:
-                labels, lost = _of_rows(use, operands[data])
+            if fits and operands[data] is not None:
+                labels, lost = of_rows(use, operands[data])
                 self._bar([lost], f"multiply rows of {layer.name} by more than one factor")
                 self._absorbed[layer.name][1][position] = labels
-        return None
 
     def _join(self, equation: Equation, operands: Sequence[Labels]) -> bool:
         """Whether a leaf that is added to values with factors has just been found to need the same factors."""
@@ -233,31 +232,3 @@ class Flow:
                 self._bar(rows, f"reach {layer.name}, whose kernel is also {layer.other_uses}")
             _, lost = agreed(rows, rows[0].shape)
             self._bar(lost, f"are not all that {layer.name} is applied to")
-
-
-def _outputs(equation: Equation, use: Use, side: int, columns: np.ndarray, graph: Graph) -> np.ndarray:
-    """Labels of a product's output, of the labels of its kernel's columns, flat."""
-    (shape,) = graph.shapes(equation.outputs)
-    kernel = graph.program.avals[equation.inputs[side]].shape
-    if isinstance(use.view, ConvView):
-        channel = equation.params["dimension_numbers"].out_spec[1]
-        return np.broadcast_to(columns.reshape([-1 if i == channel else 1 for i in range(len(shape))]), shape)
-    batch, contract, free = use.view.kernel
-    own = columns.reshape([*(kernel[i] for i in batch), *(1 for _ in contract), *(kernel[i] for i in free)])
-    operand = np.broadcast_to(own.transpose(np.argsort((*batch, *contract, *free))), kernel)
-    operands = [operand if i == side else None for i in (0, 1)]
-    return carry(equation, operands, [], [shape])[0][0]
-
-
-def _of_rows(use: Use, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels of a kernel's rows, (N,) or (E, N), of those of its data; NONE and what is lost where rows differ."""
-    view = use.view
-    if isinstance(view, ConvView):
-        batch, channels, *space = view.dimension_numbers.lhs_spec
-        labels, lost = lined_up(labels, (batch, *space))
-        rows = np.repeat(labels.reshape(view.groups, -1), math.prod(view.window), axis=1)
-        return rows if view.groups > 1 else rows[0], lost
-    batch, contract, free = view.inputs
-    labels, lost = lined_up(labels, free)
-    rows = labels.transpose((*batch, *contract, *free))
-    return rows.reshape((view.groups, -1) if view.groups > 1 else (-1,)), lost

@@ -63,32 +63,41 @@ def find_folds(program: Program, layers: Sequence[Layer], wanted: Sequence[Layer
       wanted: those whose rows are to be scaled. Another layer takes part where it has the same inputs.
     """
     graph = Graph(program, layers)
-    flows: dict[int | str, tuple[Flow, dict[str, Fold]]] = {}
+    known: dict[int | str, tuple[Flow, dict[str, Fold]]] = {}
     chosen: dict[int, Fold] = {}
     reasons: dict[str, str] = {}
     for layer in wanted:
-        *groups, N, _ = layer.shape
-        taken, why = np.zeros((*groups, N), bool), ""
-        for source in _sources(graph, layer):
-            key = source.name if isinstance(source, Layer) else source
-            if key not in flows:
-                flow = Flow(graph, source)
-                flows[key] = flow, _parts(flow)
-            flow, parts = flows[key]
-            fold = parts.get(layer.name)
-            rows = next((own for other, own in fold.rows if other.name == layer.name), None) if fold else None
-            if rows is None:
-                why = why or flow.why_not(layer)
-            elif not several(rows):
-                why = why or "its inputs have one scale in common"
-            elif (new := (rows != NONE) & ~taken).any():
-                taken |= new
-                chosen[id(fold)] = fold
-                why = why or (flow.why_not(layer) if (rows == NONE).any() else "")
-        if not taken.all():
-            reasons[layer.name] = why or _no_source(graph, layer)
+        own, why = _of_layer(graph, layer, known)
+        chosen |= {id(fold): fold for fold in own}
+        if why:
+            reasons[layer.name] = why
     folds = sorted(chosen.values(), key=lambda fold: fold.position, reverse=True)
     return Folds(tuple(folds), reasons)
+
+
+def _of_layer(graph: Graph, layer: Layer, known: dict) -> tuple[list[Fold], str]:
+    """The folds that a layer's rows are to be in, and why not all rows are in one; flows are kept in `known`."""
+    *groups, N, _ = layer.shape
+    taken, folds, reasons = np.zeros((*groups, N), bool), [], []
+    for source in _sources(graph, layer):
+        key = source.name if isinstance(source, Layer) else source
+        if key not in known:
+            flow = Flow(graph, source)
+            known[key] = flow, _parts(flow)
+        flow, parts = known[key]
+        rows = flow.rows[layer.name][1] if layer.name in flow.rows else np.full(taken.shape, NONE)
+        if (rows == NONE).any():
+            reasons.append(flow.why_not(layer))
+        if not (rows != NONE).any():
+            continue
+        if not several(rows):
+            reasons.append("its inputs have one scale in common")
+        elif ((rows != NONE) & ~taken).any():
+            taken |= rows != NONE
+            folds.append(parts[layer.name])
+        if taken.all():
+            return folds, ""
+    return folds, [*reasons, _no_source(graph, layer)][0]
 
 
 def several(rows: np.ndarray) -> bool:
@@ -143,8 +152,11 @@ def _sources(graph: Graph, layer: Layer) -> Iterator[int | Layer]:
 
 
 def _no_source(graph: Graph, layer: Layer) -> str:
-    names = [graph.program.equations[position].name for v in _origins(graph, layer)
-             if (position := graph.program.made_by.get(v)) is not None]
+    names = [
+        graph.program.equations[position].name
+        for v in _origins(graph, layer)
+        if (position := graph.program.made_by.get(v)) is not None
+    ]
     names = list(dict.fromkeys(names))
     return "no parameter multiplies its inputs" + (f", which come out of {', '.join(names[:3])}" if names else "")
 
