@@ -185,6 +185,6 @@ def _carrying(equation: Equation, graph: Graph) -> list[int]:
         inputs = inputs[:1]
     elif equation.name == "select_n":
         inputs = inputs[1:]
-    elif equation.name in SUMS:
-        inputs = [a for a in inputs if a not in graph.plain]  # what is only added joins the other's factors
-    return [a for a in inputs if isinstance(a, int)]
+    inputs = [a for a in inputs if isinstance(a, int)]
+    added = [a for a in inputs if a in graph.plain] if equation.name in SUMS else []
+    return inputs if len(added) == len(inputs) else [a for a in inputs if a not in added]  # added ones join the others
