@@ -12,13 +12,16 @@ from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.methods.table import METHODS
 from beacon_jax.quant.quantized import QuantizedMatrix
 from beacon_jax.report import Coverage, LayerReport, LeafCoverage
+from beacon_jax.row_scales import BalancedRows, FoldedRows, balance_rows
 from beacon_jax.spec import LayerRule, QuantSpec
 
 __all__ = [
     "METHODS",
+    "BalancedRows",
     "Coverage",
     "Execution",
     "FloatStats",
+    "FoldedRows",
     "GramStats",
     "LayerReport",
     "LayerRule",
@@ -27,6 +30,7 @@ __all__ = [
     "QuantSpec",
     "QuantizedMatrix",
     "QuantizedModel",
+    "balance_rows",
     "evaluate",
     "load_params",
     "load_quantized",

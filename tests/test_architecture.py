@@ -19,6 +19,7 @@ ALLOWED = {  # folder or file -> what of beacon_jax it may import
     "metrics": {"metrics"},
     "evaluate.py": {"batches", "metrics"},
     "norms.py": {"graph"},
+    "row_scales.py": {"frameworks", "graph"},
     "norm_tuning.py": {"batches", "graph", "metrics", "norms"},
     "devices.py": set(),
     "frameworks.py": set(),
