@@ -2,10 +2,11 @@
 
 For codes q and a scale c of one channel w, with an offset z and a change b of the layer's bias where these are free,
 
-    ‖Xw − X̃(c q + z 1) − b 1‖² + λ ‖w − c q − z 1‖²  =  constant + c² qᵀP q − 2 c hᵀq        after eliminating b and z,
+    ‖Xw − X̃(c q + z 1) − b 1‖² + ρ Σ S_tt (w_t − c q_t − z)²  =  constant + c² qᵀP q − 2 c hᵀq
 
-P = S + λI and h = C w + λ w, S and C being X̃ᵀX̃ and X̃ᵀX, of inputs minus their means where b is free, and with the
-direction of z taken out of both sides where z is free.
+after eliminating b and z, P = S + ρ diag(S) and h = C w + ρ diag(S) w, S and C being X̃ᵀX̃ and X̃ᵀX, of inputs minus
+their means where b is free, and with the direction of z taken out of both sides where z is free. The ridge ρ stands for
+what the calibration rows do not tell: between inputs that vary as much, differences of sampling are as large.
 """
 
 import dataclasses
@@ -55,17 +56,17 @@ class Objective:
         Args:
           W: the kernel.
           stats: statistics of its inputs.
-          ridge: λ as a fraction of the mean of diag(S), a scalar ≥ 0.
+          ridge: ρ, a scalar ≥ 0.
           bias: whether the layer's bias is free.
           offset: whether an offset is.
         """
         S, C, F = stats.centred if bias else (stats.H, stats.G, stats.F)
-        diagonal = jnp.diagonal(S).mean()
-        _, exponent = jnp.frexp(diagonal)
+        diagonal = jnp.diagonal(S)
+        _, exponent = jnp.frexp(diagonal.mean())
         unit = jnp.ldexp(jnp.ones((), S.dtype), exponent)
-        eye = ridge * diagonal / unit * jnp.eye(W.shape[0], dtype=S.dtype)
-        P = S / unit + eye
-        G, F = (None, None) if stats.one_stream else (C / unit + eye, F / unit + eye)
+        own = jnp.diag(ridge * diagonal / unit)
+        P = S / unit + own
+        G, F = (None, None) if stats.one_stream else (C / unit + own, F / unit + own)
         free = None
         if offset:
             P, G, F, free = _without_offset(P, G, F, W)

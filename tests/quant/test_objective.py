@@ -15,7 +15,7 @@ CASES = [
 
 
 def least_squares(w, q, X, X_tilde, ridge, *, bias, offset):
-    """min over c (and b, z) of ‖Xw − X̃(cq + z) − b‖² + λ‖w − cq − z‖², and c, z, b."""
+    """min over c (and b, z) of ‖Xw − X̃(cq + z) − b‖² + Σ ridge_t (w_t − cq_t − z)², and c, z, b."""
     N = w.size
     root = np.sqrt(ridge)
     columns = [np.concatenate([X_tilde @ q, root * q])]
@@ -37,7 +37,7 @@ def test_it_is_what_is_left_after_least_squares(x64, rng, bias, offset, kind):
     X_tilde = X_tilde if kind == "mismatch" else X
     objective = Objective.of(jnp.asarray(W), stats, jnp.asarray(fraction), bias=bias, offset=offset)
     centred = X_tilde - X_tilde.mean(0) if bias else X_tilde
-    ridge = fraction * np.square(centred).sum(0).mean()
+    ridge = fraction * np.square(centred).sum(0)
     several = [rng.integers(-3, 4, size=(N, C)) + 0.5 for _ in range(3)]
     losses, expected = [], []
     for q in several:

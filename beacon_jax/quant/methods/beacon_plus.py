@@ -2,7 +2,7 @@
 
 Steps, each of which can be left out by an option (letters as in beacon.py; the objective is in objective.py):
   bias      the layer's bias takes up the constant part of the error, so only what varies has to be matched
-  ridge     λI in the statistics, for what few calibration rows do not tell
+  ridge     more weight on the diagonal of the statistics, for what few calibration rows do not tell
   offset    an offset of each channel, minimised over exactly
   start     "scan": weights decoded (decoding.py) at several scales, for each channel the best; "greedy": the paper's
   sweeps    the paper's passes of coordinate maximisation, which find the scale, too
@@ -13,6 +13,7 @@ After each step every channel keeps the codes of the lower objective, so none is
 """
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -34,7 +35,10 @@ from beacon_jax.quant.sweep import even_block, map_channel_chunks
 STARTS = ("scan", "greedy")
 SCAN = (0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4)  # of the least-squares scale
 AGAIN = (0.95, 1.0, 1.05, 1.1)  # of the scale found
-BEAM = (1.0, 1.1)
+BEAM = (0.9, 1.0, 1.1, 1.2)
+# With so few inputs good scales lie far apart, and a beam at many of them costs nothing.
+FEW = 32
+SCAN_FEW = tuple(0.5 * (2.2 / 0.5) ** (i / 23) for i in range(24))
 DAMPING = 0.01  # of a decoder, in means of diag(P)
 
 
@@ -63,7 +67,10 @@ class BeaconPlusOptions(Options):
     )
     bias: bool = option(True, "let the layer's bias change, where it has one")
     ridge: float | None = option(
-        None, "added to the statistics; None for inputs / (4 · rows)", unit="mean of their diagonal", at_least=0
+        None,
+        "added to the diagonal of the statistics; None for inputs / (2 · rows)",
+        unit="of the diagonal",
+        at_least=0,
     )
     offset: bool = option(False, "an offset of each output channel: one more number to store")
     start: str = option("scan", "scan: decoded at several scales; greedy: as in Beacon", choices=STARTS)
@@ -89,9 +96,11 @@ class BeaconPlusOptions(Options):
         """Whether the bias is free: it is there, and is not to stay."""
         return self.bias and has_bias
 
-    def steps(self) -> Effort:
-        """The costly steps, None filled in."""
+    def steps(self, inputs: int) -> Effort:
+        """The costly steps for a layer of so many inputs, None filled in."""
         own = EFFORTS[self.effort]
+        if inputs <= FEW and not own.beam:
+            own = dataclasses.replace(own, beam=EFFORTS["default"].beam)
         given = {name: getattr(self, name) for name in ("redecode", "beam", "pairs")}
         return dataclasses.replace(own, **{name: value for name, value in given.items() if value is not None})
 
@@ -101,8 +110,9 @@ def solve(problem: Problem, options: BeaconPlusOptions) -> Found:
 
     The decoder is GPTQ's, in descending order of diag(P), on P + 0.01 · mean diag(P) · I. For an alphabet that is not
     symmetric, scales of both signs are tried. Rounding to nearest is a candidate as well, at the least-squares scale
-    and at that of the largest weight, so the objective is never above its. With start="greedy", bias=False, ridge=0
-    and effort="fast" what is left is Beacon.
+    and at that of the largest weight, so the objective is never above its. Layers of at most 32 inputs have a beam with
+    every effort, at all scales of the start. With start="greedy", bias=False, ridge=0, effort="fast" and beam=0 what is
+    left is Beacon.
 
     Info: loss (steps, C), the objective after each step that was taken (the paper's start and its sweeps are one), but
     for a constant of each channel; fixed_point (C,) bool, whether the last sweeps ended with one that changed nothing.
@@ -110,18 +120,19 @@ def solve(problem: Problem, options: BeaconPlusOptions) -> Found:
     W, levels = problem.W, problem.levels
     free = options.frees_bias(problem.has_bias)
     objective, decoder = _prepare(W, problem.stats, _ridge(problem, options), bias=free, offset=options.offset)
-    both_signs, steps = not is_symmetric(problem.alphabet), options.steps()
+    both_signs, steps = not is_symmetric(problem.alphabet), options.steps(W.shape[0])
     run = dict(
         block_size=even_block(W.shape[0], options.block_size),
         channel_chunk=options.channel_chunk or beacon.chunk_for_caches(W),
     )
-    history = []
+    few, history = W.shape[0] <= FEW, []
 
     def sweep(best):
         q, loss, fixed = _swept(objective, levels, *best, sweeps=options.sweeps, **run)
         history.extend([best[1], loss])
         return (q, loss), fixed
 
+    scales = _scan(objective, levels, SCAN_FEW if few else SCAN, both_signs=both_signs)
     if options.start == "greedy":
         codes, facts = beacon.solve_codes(
             W, objective.grams, levels, sweeps=options.sweeps, both_signs=both_signs, **run
@@ -130,13 +141,14 @@ def solve(problem: Problem, options: BeaconPlusOptions) -> Found:
         best, fixed = (q, _loss(objective, q)), facts["fixed_point"]
         history.append(best[1])
     else:
-        start = _first(W, objective, levels, both_signs=both_signs)
-        best, fixed = sweep(_decoded(objective, decoder, levels, *start, **run))
+        rounded = _rounded(W, objective, levels)
+        best, fixed = sweep(_decoded(objective, decoder, levels, *rounded, scales, **run))
     if steps.redecode:
-        best, fixed = sweep(_decoded(objective, decoder, levels, *best, _near(objective, best[0], AGAIN), **run))
+        near = _near(objective, best[0], AGAIN)
+        best, fixed = sweep(_decoded(objective, decoder, levels, *best, near, **run))
     if steps.beam:
-        scales = _near(objective, best[0], BEAM)
-        best, fixed = sweep(_beamed(objective, decoder, levels, *best, scales, width=steps.beam, **run))
+        near = scales if few else _near(objective, best[0], BEAM)
+        best, fixed = sweep(_beamed(objective, decoder, levels, *best, near, width=steps.beam, **run))
     for _ in range(steps.pairs):
         best, fixed = sweep(_paired(objective, levels, *best, channel_chunk=run["channel_chunk"]))
     codes, scale, offset, change = _finish(W, problem.stats, objective, levels, best[0], bias=free)
@@ -146,7 +158,7 @@ def solve(problem: Problem, options: BeaconPlusOptions) -> Found:
 def _ridge(problem, options):
     if options.ridge is not None:
         return jnp.asarray(options.ridge, problem.dtype)
-    return problem.W.shape[0] / (4 * jnp.maximum(problem.stats.rows, 1).astype(problem.dtype))
+    return problem.W.shape[0] / (2 * jnp.maximum(problem.stats.rows, 1).astype(problem.dtype))
 
 
 @jit_solver("bias", "offset")
@@ -156,19 +168,25 @@ def _prepare(W, stats, ridge, *, bias, offset):
     return objective, Decoder.of(objective.P, descending(jnp.diagonal(objective.P)), DAMPING)
 
 
-@jit_solver("both_signs")
-def _first(W, objective, levels, *, both_signs):
-    """The best of two roundings (q, loss), and the scales (S, C) to decode at."""
+@jax.jit
+def _rounded(W, objective, levels):
+    """(q, loss), each channel's best rounding to nearest."""
     q, loss = None, None
     for scale, symmetric in itertools.product(SCALES, (True, False)):
         if symmetric or objective.free is not None:
             s, z = scale_and_offset(W, levels, scale, symmetric)
             q, loss = _better(objective, q, loss, levels.nearest((W - z[None, :]) / s[None, :]))
-    scales = jnp.asarray(SCAN, W.dtype)[:, None] * least_squares_scale(objective.target, levels)[None, :]
+    return q, loss
+
+
+@functools.partial(jax.jit, static_argnames="both_signs")
+def _scan(objective, levels, factors, *, both_signs):
+    """(S, C) scales to decode at, these factors of the least-squares scale of each sign."""
+    factors, target = jnp.asarray(factors, objective.P.dtype)[:, None], objective.target
+    scales = factors * least_squares_scale(target, levels)[None, :]
     if both_signs:
-        other = jnp.asarray(SCAN, W.dtype)[:, None] * least_squares_scale(-objective.target, levels)[None, :]
-        scales = jnp.concatenate([scales, -other])
-    return q, loss, scales
+        scales = jnp.concatenate([scales, -factors * least_squares_scale(-target, levels)[None, :]])
+    return scales
 
 
 @jax.jit
@@ -188,16 +206,15 @@ def _decoded(objective, decoder, levels, q, loss, scales, *, block_size, channel
 
     def decode_channels(objective, q, loss, scales):
         def at_scale(best, s):
-            q, loss = best
             new, error = decode(decoder, levels, objective.target, s, block_size=block_size)
             # The decoder's matrix has a ridge, the objective has not.
             ridge = decoder.ridge * jnp.square(objective.target - s[None, :] * new).sum(0)
-            return _kept(q, loss, new, objective.loss_from(new, s, error - ridge)), None
+            return _kept(*best, new, objective.loss_from(new, s, error - ridge)), None
 
-        return lax.scan(at_scale, (q, loss), scales)[0]
+        new, _ = lax.scan(at_scale, (q, loss), scales)[0]
+        return _better(objective, q, loss, new)
 
-    q, _ = _by_channels(decode_channels, objective, channel_chunk, q, loss, scales)
-    return q, objective.loss(q)
+    return _by_channels(decode_channels, objective, channel_chunk, q, loss, scales)
 
 
 @jit_solver("sweeps", "block_size", "channel_chunk")
