@@ -31,6 +31,13 @@ def cosines(kernel: jax.Array, quantized: QuantizedMatrix, stats: GramStats) -> 
     return _measure(_cosines, kernel, quantized, stats)
 
 
+def output_error_and_cosines(
+    kernel: jax.Array, quantized: QuantizedMatrix, stats: GramStats
+) -> tuple[jax.Array, jax.Array]:
+    """`relative_output_error` and `cosines`, from one compiled program that shares their products."""
+    return _measure(_error_and_cosines, kernel, quantized, stats)
+
+
 _mean_over_spread = jax.jit(mean_over_spread)
 
 
@@ -38,7 +45,7 @@ def _measure(measure, kernel, quantized, stats):
     dtype = working_dtype(stats.dtype, _mean_over_spread(stats))
     with in_dtype(dtype):
         W, W_hat = jnp.asarray(kernel, dtype), jnp.asarray(quantized.dequantize(), dtype)
-        return measure(W, W_hat, stats.astype(dtype)).astype(stats.dtype)
+        return jax.tree.map(lambda a: a.astype(stats.dtype), measure(W, W_hat, stats.astype(dtype)))
 
 
 def _each_group(function):
@@ -82,3 +89,8 @@ def _cosines(W, W_hat, stats):
     ]
     norm = jnp.sqrt(squares[0]) * jnp.sqrt(squares[1])
     return jnp.where(norm > 0, cross / jnp.where(norm > 0, norm, 1), 0)
+
+
+@jax.jit
+def _error_and_cosines(W, W_hat, stats):
+    return _relative_error(W, W_hat, stats), _cosines(W, W_hat, stats)
