@@ -15,7 +15,7 @@ SWEEPS = 4
 ENOUGH = 20  # sweeps, so that all channels come to rest
 # Most of the time here is compilation, once for each shape, number of streams, form of alphabet and setting; so most
 # tests have their problems in one of these shapes, as two streams, and by blocks as in the comparison with the oracle.
-SHAPES = [(1, 3), (3, 1), (8, 4), (21, 7), (40, 7)]
+SHAPES = [(1, 1), (8, 4), (21, 7), *(pytest.param(*shape, marks=pytest.mark.slow) for shape in ((3, 5), (40, 16)))]
 USER_ALPHABETS = [(-3.0, -1.0, 0.0, 0.5, 2.0), (1.0, 2.0, 4.0, 5.0, 9.0)]  # of one length, which is one compilation
 ALPHABETS = [*NAMED, *USER_ALPHABETS]
 
@@ -47,7 +47,7 @@ def oracle_problems(N, C):
 
 @pytest.mark.parametrize(("N", "C"), SHAPES)
 def test_equals_the_oracle(x64, N, C):
-    """Float64: equal codes, scales, cosines. Float32: the same cosine but for a few near-ties. 5 × 32 problems."""
+    """Float64: equal codes, scales, cosines. Float32: the same cosine but for a few near-ties. 32 problems each."""
     differences = []
     for kind, name, W, X, X_tilde in oracle_problems(N, C):
         alphabet = make_alphabet(name)
@@ -58,7 +58,7 @@ def test_equals_the_oracle(x64, N, C):
         np.testing.assert_allclose(result.scale, c, rtol=1e-8, atol=1e-12)
         np.testing.assert_allclose(result.info["cosine_history"], history, atol=1e-9)
         np.testing.assert_array_equal(result.info["fixed_point"], fixed)
-        if N < 8:
+        if N < 21:
             continue
         single = quantize32(W, X, X_tilde, alphabet)
         differences.append(true_cosines(W, X, X_tilde, levels_of(single)) - np.abs(history[-1]))
@@ -149,7 +149,7 @@ def test_how_often_tiny_problems_reach_the_global_optimum(x64, rng, record_prope
 
 
 def test_block_size_and_chunks_do_not_change_the_codes(x64, rng):
-    W, X, X_tilde = make_problem(rng, "mismatch", 40, 7)
+    W, X, X_tilde = make_problem(rng, "mismatch", 21, 7)
     expected = quantize64(W, X, X_tilde, make_alphabet("2"))
     for options in (dict(block_size=1), dict(block_size=128), dict(channel_chunk=3), dict(channel_chunk=99)):
         result = quantize64(W, X, X_tilde, make_alphabet("2"), **options)
@@ -200,8 +200,8 @@ def test_channels_are_independent_and_scale_free(x64, rng):
 def test_representable_weights_are_found_exactly(x64, rng):
     """W = c·q with q in the alphabet, starting at the level that fixes the path's scale: zero error."""
     alphabet = make_alphabet("2")
-    q = rng.choice(alphabet, size=(40, 7))
-    X = rng.normal(size=(120, 40))
+    q = rng.choice(alphabet, size=(21, 7))
+    X = rng.normal(size=(60, 21))
     result = quantize64(0.37 * q, X, X, alphabet)
     np.testing.assert_allclose(result.dequantize(), 0.37 * q, atol=1e-9)
 
@@ -233,7 +233,7 @@ def test_zero_channels_and_all_dead_inputs(x64, rng):
 
 @pytest.mark.parametrize("factor", [1e5, 1e-8])
 def test_float32_does_not_depend_on_the_scale_of_the_inputs(rng, factor):
-    W, X, X_tilde = make_problem(rng, "mismatch", 40, 7)
+    W, X, X_tilde = make_problem(rng, "mismatch", 21, 7)
     expected = quantize32(W, X, X_tilde, "2").codes
     np.testing.assert_array_equal(quantize32(W, factor * X, factor * X_tilde, "2").codes, expected)
 
@@ -245,7 +245,7 @@ def test_float32_with_nearly_constant_inputs(x64, rng, mean, sign):
 
     The error is that of what varies in the output, which is small beside the output itself.
     """
-    W, X = rng.normal(size=(40, 7)), (rng.normal(size=(400, 40)) + mean).astype(np.float32)
+    W, X = rng.normal(size=(21, 7)), (rng.normal(size=(400, 21)) + mean).astype(np.float32)
     W = (np.abs(W) if sign == "one" else W).astype(np.float32)
     y = X.astype(np.float64) @ W.astype(np.float64)
     errors = []
