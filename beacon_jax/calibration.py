@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from beacon_jax.calibration_data import checked_batch, checked_weights
 from beacon_jax.devices import Placement
 from beacon_jax.execution import Execution
 from beacon_jax.float_stats import Fingerprint
@@ -84,9 +85,9 @@ class Calibration:
         if not isinstance(batches, Iterable):
             raise ValueError(f"expected batches to iterate over, got {type(batches).__name__}")
         for i, batch in enumerate(batches):
-            leaves = check_batch(batch, i)
+            leaves = checked_batch(batch, i)
             signature = self.model.add(jax.tree.unflatten(jax.tree.structure(batch), leaves))
-            own = None if weights is None else _checked_weights(weights(batch), leaves, i)
+            own = None if weights is None else checked_weights(weights(batch), leaves, i)
             self._count(signature, own)
             self._signatures.append(signature)
             self._weights.append(own)
@@ -272,39 +273,3 @@ def _updated(stats: GramStats, rows: list[jax.Array], weights: jax.Array | None)
     if not stats.groups:
         return stats.update(x, x_tilde, weights)
     return jax.vmap(lambda own, *rows: own.update(*rows, weights=weights))(stats, *rows)
-
-
-def check_batch(batch: Any, i: int) -> list[np.ndarray]:
-    """The leaves of a calibration batch as host arrays. Raises ValueError on what is no array, empty or not finite."""
-    leaves = []
-    for path, leaf in jax.tree_util.tree_flatten_with_path(batch)[0]:
-        where = f"calibration batch {i}" + (f" at {jax.tree_util.keystr(path)}" if path else "")
-        if not isinstance(leaf, (np.ndarray, np.generic, jax.Array)):
-            raise ValueError(f"{where} is no array but a {type(leaf).__name__}; batches are pytrees of arrays")
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
-            raise ValueError(f"{where} is a key of random numbers; pass jax.random.key_data(key), and wrap it inside")
-        leaf = np.asarray(leaf)
-        if leaf.dtype == np.float64 and not jax.config.jax_enable_x64:
-            with np.errstate(over="ignore"):
-                leaf = leaf.astype(np.float32)
-        if leaf.size == 0:
-            raise ValueError(f"{where} is empty, of shape {leaf.shape}")
-        if jnp.issubdtype(leaf.dtype, jnp.floating) and not np.isfinite(leaf).all():
-            raise ValueError(f"{where} holds NaN or infinity")
-        leaves.append(leaf)
-    if not leaves:
-        raise ValueError(f"calibration batch {i} holds no arrays")
-    return leaves
-
-
-def _checked_weights(weights: Any, leaves: list[np.ndarray], i: int) -> np.ndarray:
-    weights = np.asarray(weights)
-    if not (np.issubdtype(weights.dtype, np.number) or weights.dtype == bool):
-        raise ValueError(f"weights of batch {i} are not numbers but {weights.dtype}")
-    weights = weights.astype(np.float32)
-    if weights.ndim == 0 or not any(a.shape[: weights.ndim] == weights.shape for a in leaves):
-        shapes = ", ".join(str(a.shape) for a in leaves)
-        raise ValueError(f"weights of batch {i} have shape {weights.shape}, the first axes of none of {shapes}")
-    if not np.isfinite(weights).all() or (weights < 0).any():
-        raise ValueError(f"weights of batch {i} must be finite and not negative")
-    return weights

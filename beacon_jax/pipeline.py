@@ -23,7 +23,7 @@ from beacon_jax.graph.layers import Layer
 from beacon_jax.graph.model import Model
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.methods.table import METHODS
-from beacon_jax.quant.metrics import cosines, relative_output_error
+from beacon_jax.quant.metrics import output_error_and_cosines
 from beacon_jax.quant.quantized import QuantizedMatrix
 from beacon_jax.report import Coverage, LayerReport, coverage
 from beacon_jax.spec import LayerPlan, QuantSpec
@@ -276,14 +276,14 @@ _OPTIONAL = {"sweeps": "sweeps", "fixed_points": "fixed_point"}
 
 def _report(layer, plan, kernel, solution, stats, seconds) -> tuple[LayerReport, QuantizedMatrix]:
     matrix = solution.matrix
-    cosine = cosines(kernel, matrix, stats)
+    error, cosine = output_error_and_cosines(kernel, matrix, stats)
     report = LayerReport(
         layer=layer.name,
         kind=layer.kind,
         shape=layer.shape,
         method=plan.method,
         alphabet=plan.alphabet_name,
-        output_error=float(relative_output_error(kernel, matrix, stats)),
+        output_error=float(error),
         mean_cosine=float(cosine.mean()),
         min_cosine=float(cosine.min()),
         dead=int(stats.dead.sum()),

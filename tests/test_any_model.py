@@ -24,7 +24,10 @@ from tests.zoo import (
 from tests.zoo.registry import MODELS
 
 FILES = (linen_basic, linen_conv, linen_attention, linen_recurrent, linen_lifted, nnx_models, other)
-pytestmark = pytest.mark.filterwarnings("ignore:SelfAttention will be deprecated:DeprecationWarning")
+pytestmark = [
+    pytest.mark.usefixtures("compiled_quickly"),
+    pytest.mark.filterwarnings("ignore:SelfAttention will be deprecated:DeprecationWarning"),
+]
 
 
 def parametrized(default):
@@ -47,14 +50,6 @@ every_model = parametrized([name for name in MODELS if name not in ALIKE])
 some_models = parametrized(
     ("linen_encoder_block", "linen_scan", "linen_shared_dense_three_times", "linen_lstm", "nnx_cnn_with_batch_norm")
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled_quickly():
-    """Most of the time here is compilation, and no test is about how fast the code is."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def spied(model, calibrate_on="both", **arguments):

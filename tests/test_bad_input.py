@@ -147,7 +147,7 @@ def test_an_equinox_module():
 def test_a_haiku_transform():
     hk = pytest.importorskip("haiku")
     net = hk.transform(lambda x: hk.Linear(4)(x))
-    params = net.init(jax.random.key(0), BATCHES[0])
+    params = jax.jit(net.init)(jax.random.key(0), BATCHES[0])
     assert re.search("Transformed", refusal(net, params))
     # apply of a transform that may draw random numbers takes them in between.
     assert re.search(r"apply\(params, batch\)", refusal(net.apply, params))
@@ -155,7 +155,7 @@ def test_a_haiku_transform():
 
 def test_a_bound_linen_method_and_variables_with_their_collection():
     net = nn.Dense(4)
-    variables = net.init(jax.random.key(0), BATCHES[0])
+    variables = jax.jit(net.init)(jax.random.key(0), BATCHES[0])
     assert re.search("params", refusal(net, variables))
 
 

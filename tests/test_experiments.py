@@ -7,18 +7,22 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from beacon_jax import LayerReport
+from beacon_jax import LayerReport, load_params, load_quantized
 from beacon_jax.evaluate import Measured, Perplexity, Top1, evaluate
+from beacon_jax.models.vit import create_vit
 from configs import digits
-from experiments import grid, render, results
+from experiments import common, convert_checkpoint, grid, quantize, render, results
 from experiments.experiment import Experiment
 from experiments.grid import TUNED
 from experiments.task import make_task
+from tests.models.test_convert import timm_state
 
 SMALL = ("--config.data.calibration_images=16", "--config.data.test_images=100", "--config.data.batch_size=64")
 
@@ -66,36 +70,7 @@ def test_table_is_resumed_and_rendered(tmp_path):
     assert [[r[k] for k in deterministic] for r in again] == [[r[k] for k in deterministic] for r in found]
 
 
-def test_a_killed_table_keeps_its_layers(tmp_path):
-    config = digits_config()
-    config.data.update(calibration_images=16, test_images=100, batch_size=64)
-    experiment = Experiment(config, make_task(config))
-    cell = grid.cells(config, "digest")[1]
-    store = results.LayerStore(tmp_path / "layers")
-
-    class Killed(BaseException):
-        pass
-
-    class Dying(results.LayerStore):
-        def save(self, report, matrix):
-            super().save(report, matrix)
-            if len(self.load()) == 6:
-                raise Killed
-
-    with pytest.raises(Killed):
-        experiment.quantize(cell, Dying(tmp_path / "layers"))
-    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "layers").iterdir()}
-    resumed, whole = experiment.quantize(cell, store), experiment.quantize(cell, results.LayerStore(tmp_path / "new"))
-    jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
-    assert len(stamps) == 6 and all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
-    assert [r.output_error for r in resumed.reports] == [r.output_error for r in whole.reports]
-    store.clear()
-    assert not (tmp_path / "layers").exists() and store.load() == {}
-
-
 def test_quantize_writes_a_model_that_loads(tmp_path):
-    from beacon_jax import load_quantized
-
     printed = run("quantize", *SMALL, f"--config.out={tmp_path}", "--config.quant.alphabet=3")
     assert "Top-1 in percent (100 test examples): float " in printed and "bits per parameter over" in printed
     line = json.loads((tmp_path / "quantize.jsonl").read_text())
@@ -114,50 +89,63 @@ def test_quantize_writes_a_model_that_loads(tmp_path):
     [
         ("--config.quantt=1", "error: --config has no such key"),
         ("stray", "error: unexpected arguments stray; a setting is given as --config.key=value"),
-        ("--config.task=images", "error: config.task names a function as package.module:function, got 'images'"),
-        ("--config.execution.forward_dtype=float16", "error: unknown forward_dtype 'float16'"),
-        ("--config.quant.options.centering=foo", "error: unknown centering 'foo'"),
         ("--config.quant.alphabet=9", "error: unknown alphabet '9'"),
-        ("--config.model.checkpoint=missing.safetensors", "error: no checkpoint at 'missing.safetensors'"),
-        ("--config.data.calibration_images=5000", "error: digits train has 1297 images, asked for 5000"),
-        ("--config.norm_tuning.images=5000", "error: digits train has 1297 images, asked for 5000"),
-        ("--config.model.name=deit_tiny_patch16_224", "holds the parameters of deit_digits, not of deit_tiny_patch16"),
     ],
 )
 def test_mistakes_end_in_one_sentence(argument, message):
-    stderr = run("quantize", "--config.norm_tuning.enabled=True", argument, fails=True)
+    stderr = run("quantize", argument, fails=True)
     assert message in stderr.splitlines()[-1]
     assert "Traceback" not in stderr
 
 
-def convert(*arguments, **options):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"task": "images"}, "config.task names a function as package.module:function, got 'images'"),
+        ({"execution.forward_dtype": "float16"}, "unknown forward_dtype 'float16'"),
+        ({"quant.options.centering": "foo"}, "unknown centering 'foo'"),
+        ({"model.checkpoint": "missing.safetensors"}, "no checkpoint at 'missing.safetensors'"),
+        ({"data.calibration_images": 5000}, "digits train has 1297 images, asked for 5000"),
+        ({"norm_tuning.images": 5000}, "digits train has 1297 images, asked for 5000"),
+        ({"model.name": "deit_tiny_patch16_224"}, "holds the parameters of deit_digits, not of deit_tiny_patch16"),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(tmp_path, monkeypatch, settings, message):
+    config = digits_config()
+    config.update_from_flattened_dict({"out": str(tmp_path), "norm_tuning.enabled": True} | settings)
+    monkeypatch.setattr(common, "get_config", lambda: config)
+    monkeypatch.setattr(Experiment, "quantize", lambda *_: pytest.fail("it runs"))
+    with pytest.raises((ValueError, OSError), match=message):
+        quantize.main([])
+
+
+def convert(*arguments):
     command = [sys.executable, "-m", "experiments.convert_checkpoint", *arguments]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
 
 
-def test_converting_a_checkpoint(tmp_path):
-    from safetensors.numpy import save_file
-
-    from beacon_jax import load_params
-    from beacon_jax.models.vit import create_vit
-    from tests.models.test_convert import timm_state
-
+def test_converting_a_checkpoint(tmp_path, monkeypatch):
     model = create_vit("deit_tiny_patch16_224")
     save_file(timm_state(np.random.default_rng(0), model), tmp_path / "timm.safetensors")
-    arguments = ["--model=deit_tiny_patch16_224", f"--source={tmp_path}/timm.safetensors", f"--out={tmp_path}/ours"]
+    given = {"model": "deit_tiny_patch16_224", "source": f"{tmp_path}/timm.safetensors", "out": f"{tmp_path}/ours"}
+    arguments = [f"--{name}={value}" for name, value in given.items()]
     done = convert(*arguments)
     assert done.returncode == 0, done.stderr
     assert sum(a.size for a in jax.tree.leaves(load_params(tmp_path / "ours"))) == 5_717_416
+    failed = convert(*arguments, "--source=nobody/nothing")
+    assert failed.returncode == 1 and "Traceback" not in failed.stderr
+    sentence = "error: .*(give a local file with --source|pip install huggingface_hub)"
+    assert re.search(sentence, failed.stderr.splitlines()[-1])
     for changed, message in (
-        ("--model=deit_small_patch16_224", "error: this checkpoint is not one of the model given"),
-        (f"--source={tmp_path}/none.safetensors", "error: no checkpoint at"),
-        ("--source=nobody/nothing", "give a local file with --source|pip install huggingface_hub"),
-        ("--model=resnet", "error: unknown model 'resnet'"),
+        ({"model": "deit_small_patch16_224"}, "this checkpoint is not one of the model given"),
+        ({"source": f"{tmp_path}/none.safetensors"}, "no checkpoint at"),
+        ({"model": "resnet"}, "unknown model 'resnet'"),
     ):
-        failed = convert(*arguments, changed)
-        assert failed.returncode == 1 and "Traceback" not in failed.stderr
-        assert re.search(message, failed.stderr.splitlines()[-1])
+        for name, value in (given | changed).items():
+            monkeypatch.setattr(convert_checkpoint, f"_{name.upper()}", SimpleNamespace(value=value))
+        with pytest.raises((ValueError, OSError), match=message):
+            convert_checkpoint.main([])
 
 
 def cells_of(**table):
@@ -299,8 +287,6 @@ def test_a_plot_of_either_direction(tmp_path, metrics):
 
 @pytest.mark.slow
 def test_retraining_gives_the_shipped_accuracy(tmp_path):
-    from beacon_jax import load_params
-
     path = tmp_path / "digits.safetensors"
     run("train", f"--config.train.float_checkpoint={path}")
     config = digits_config()

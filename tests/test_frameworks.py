@@ -35,7 +35,7 @@ def test_an_nnx_module_itself(rng):
 
 def test_a_linen_module_itself(rng):
     net, x = nn.Sequential([nn.Dense(6), nn.relu, nn.Dense(3)]), rng.normal(size=(20, 4)).astype(np.float32)
-    params = net.init(jax.random.key(0), x)["params"]
+    params = jax.jit(net.init)(jax.random.key(0), x)["params"]
     apply, same = as_function(net, params)
     assert same is params
     np.testing.assert_array_equal(apply(params, x), net.apply({"params": params}, x))

@@ -157,7 +157,11 @@ def test_layers_of_an_unfinished_result_are_kept(tmp_path, module):
     stamp = kept.stat().st_mtime_ns
     resumed, whole = (experiment.quantize(cell, LayerStore(tmp_path / name)) for name in ("layers", "new"))
     jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
+    assert [r.output_error for r in resumed.reports] == [r.output_error for r in whole.reports]
     assert kept.name == "inner.safetensors" and kept.stat().st_mtime_ns == stamp
+    store = LayerStore(tmp_path / "layers")
+    store.clear()
+    assert not (tmp_path / "layers").exists() and store.load() == {}
 
 
 def test_examples_are_drawn_once_for_each_count_and_seed(tmp_path, module):

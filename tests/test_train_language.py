@@ -55,7 +55,7 @@ def test_training_learns_and_goes_on_where_it_stopped(tmp_path, config, document
 
 def test_the_loss_is_the_mean_over_real_positions(rng):
     model = decoder.Decoder(vocabulary=VOCABULARY, width=16, depth=1, heads=2, hidden=16)
-    params = model.init(jax.random.key(0), np.zeros((1, 2), np.int32))["params"]
+    params = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 2), np.int32))["params"]
     arrays = windows([rng.integers(1, VOCABULARY, n).tolist() for n in (9, 4, 6)], 8)
     assert 0 < arrays["mask"].sum() < arrays["mask"].size
     logits = np.asarray(model.apply({"params": params}, arrays["ids"]), np.float64)

@@ -75,12 +75,12 @@ class Layer:
 class Found:
     """The layers in the order in which they first run, and {leaf number: reason} of the leaves that hold none.
 
-    `partly` has the leaves of which only parts are layers, with the share of their elements that are.
+    `partly` has the numbers of the leaves of which only parts are layers, ascending.
     """
 
     layers: tuple[Layer, ...]
     reasons: dict[int, str]
-    partly: dict[int, float]
+    partly: tuple[int, ...]
 
 
 _READ = {
@@ -110,7 +110,7 @@ def find_layers(program: Program) -> Found:
     products, reads = _walk(program)
     layers: list[Layer] = []
     reasons: dict[int, str] = {}
-    partly: dict[int, float] = {}
+    partly: list[int] = []
     for leaf in range(len(program.leaves)):
         others = ", ".join(dict.fromkeys(reads[leaf]))
         own = products[leaf]
@@ -125,9 +125,8 @@ def find_layers(program: Program) -> Found:
             reasons[leaf] = "; ".join(filter(None, (parts, others)))
         else:
             layers += [dataclasses.replace(layer, other_uses=others) for layer in parts]
-            share = sum(math.prod(layer.shape) for layer in parts) / aval.size
-            if share < 1:
-                partly[leaf] = share
+            if sum(math.prod(layer.shape) for layer in parts) < aval.size:
+                partly.append(leaf)
     if not layers:
         said = "; ".join(f"{program.leaves[leaf]}: {why}" for leaf, why in list(reasons.items())[:4])
         raise Unsupported(
@@ -135,7 +134,7 @@ def find_layers(program: Program) -> Found:
         )
     layers = _named(program, layers)
     layers.sort(key=lambda layer: (layer.uses[0].position, layer.uses[0].part or 0))
-    return Found(tuple(layers), reasons, partly)
+    return Found(tuple(layers), reasons, tuple(partly))
 
 
 def _walk(program: Program):

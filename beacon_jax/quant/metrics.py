@@ -31,6 +31,13 @@ def cosines(kernel: jax.Array, quantized: QuantizedMatrix, stats: GramStats) -> 
     return _measure(_cosines, kernel, quantized, stats)
 
 
+def output_error_and_cosines(
+    kernel: jax.Array, quantized: QuantizedMatrix, stats: GramStats
+) -> tuple[jax.Array, jax.Array]:
+    """`relative_output_error` and `cosines`, from one compiled program that shares their products."""
+    return _measure(_error_and_cosines, kernel, quantized, stats)
+
+
 _mean_over_spread = jax.jit(mean_over_spread)
 
 
@@ -40,7 +47,7 @@ def _measure(measure, kernel, quantized, stats):
         W, W_hat = jnp.asarray(kernel, dtype), jnp.asarray(quantized.dequantize(), dtype)
         b = quantized.bias_change
         b = jnp.zeros((*W.shape[:-2], W.shape[-1]), dtype) if b is None else jnp.asarray(b, dtype)
-        return measure(W, W_hat, b, stats.astype(dtype)).astype(stats.dtype)
+        return jax.tree.map(lambda a: a.astype(stats.dtype), measure(W, W_hat, b, stats.astype(dtype)))
 
 
 def _each_group(function):
@@ -85,3 +92,8 @@ def _cosines(W, W_hat, b, stats):
     ]
     norm = jnp.sqrt(squares[0]) * jnp.sqrt(squares[1])
     return jnp.where(norm > 0, cross / jnp.where(norm > 0, norm, 1), 0)
+
+
+@jax.jit
+def _error_and_cosines(W, W_hat, b, stats):
+    return _relative_error(W, W_hat, b, stats), _cosines(W, W_hat, b, stats)

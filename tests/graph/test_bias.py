@@ -26,7 +26,7 @@ class Net(nn.Module):
 
 def test_of_usual_layers(rng):
     x = rng.normal(size=(2, 5, 4)).astype(np.float32)
-    params = Net().init(jax.random.key(0), x)["params"]
+    params = jax.jit(Net().init)(jax.random.key(0), x)["params"]
     names = ["conv", "attn/query", "attn/key", "attn/value", "attn/out", "general", "out"]
     found = biases(lambda p, b: Net().apply({"params": p}, b), params, x)
     assert found == {name: f"{name}/bias" for name in names}

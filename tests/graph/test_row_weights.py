@@ -93,7 +93,7 @@ def test_tokens_looked_up_and_attended():
             return nn.Dense(3, name="last")(x)
 
     ids, mask = np.zeros((B, T), np.int32), (WEIGHTS > 0).astype(np.int32)
-    params = Model().init(jax.random.key(0), ids, mask)["params"]
+    params = jax.jit(Model().init)(jax.random.key(0), ids, mask)["params"]
     model = _traced(lambda p, b: Model().apply({"params": p}, b["ids"], b["mask"]), params, {"ids": ids, "mask": mask})
     rules = model.row_weights(mask.shape)
     names = {layer.name.split("/")[-1] for layer in model.found.layers}

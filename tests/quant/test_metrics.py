@@ -5,7 +5,7 @@ import pytest
 
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.methods.table import METHODS
-from beacon_jax.quant.metrics import cosines, relative_output_error
+from beacon_jax.quant.metrics import cosines, output_error_and_cosines, relative_output_error
 from beacon_jax.quant.quantized import QuantizedMatrix
 from tests.quant.problems import gram, make_problem
 
@@ -17,13 +17,17 @@ def test_against_the_outputs_themselves(x64, rng):
         result = METHODS["rtn"](jnp.asarray(W), stats, alphabet, symmetric=False)
         y, v = X @ W, X_tilde @ np.asarray(result.dequantize())
         expected = np.sum((y - v) ** 2) / np.sum(y**2)
-        np.testing.assert_allclose(relative_output_error(W, result, stats), expected, rtol=1e-9)
+        error, angles = relative_output_error(W, result, stats), cosines(W, result, stats)
+        np.testing.assert_allclose(error, expected, rtol=1e-9)
         expected = (y * v).sum(0) / np.linalg.norm(y, axis=0) / np.linalg.norm(v, axis=0)
-        np.testing.assert_allclose(cosines(W, result, stats), expected)
+        np.testing.assert_allclose(angles, expected)
+        both = output_error_and_cosines(W, result, stats)
+        np.testing.assert_allclose(both[0], error, rtol=1e-9)
+        np.testing.assert_allclose(both[1], angles, rtol=1e-9)
 
 
 def test_small_errors_survive_float32(rng):
-    W, X, _ = make_problem(rng, "correlated", 30, 5)
+    W, X, _ = make_problem(rng, "correlated", 16, 6)
     result = METHODS["rtn"](jnp.asarray(W, jnp.float32), gram(X, dtype=jnp.float32), "8")
     E = W.astype(np.float32) - np.asarray(result.dequantize())
     expected = np.sum((X @ E) ** 2) / np.sum((X @ W) ** 2)
@@ -31,8 +35,8 @@ def test_small_errors_survive_float32(rng):
 
 
 def test_zero_kernel(rng):
-    _, X, _ = make_problem(rng, "white", 6, 2)
-    W, stats = jnp.zeros((6, 2)), gram(X, dtype=jnp.float32)
+    _, X, _ = make_problem(rng, "white", 16, 6)
+    W, stats = jnp.zeros((16, 6)), gram(X, dtype=jnp.float32)
     result = METHODS["rtn"](W, stats, "1.58")
     assert relative_output_error(W, result, stats) == 0
     np.testing.assert_array_equal(cosines(W, result, stats), 0)

@@ -21,7 +21,7 @@ def checkpoint(tmp_path, monkeypatch):
     """A small model with its tokenizer."""
     pytest.importorskip("tokenizers")
     monkeypatch.setitem(decoder.DECODERS, "tiny", dict(vocabulary=300, width=8, depth=1, heads=2, hidden=8))
-    params = decoder.create_decoder("tiny").init(jax.random.key(0), np.zeros((1, 2), np.int32))["params"]
+    params = jax.jit(decoder.create_decoder("tiny").init)(jax.random.key(0), np.zeros((1, 2), np.int32))["params"]
     path = tmp_path / "tiny.safetensors"
     save_params(path, params, model="tiny")
     tokenizer_path(path).write_text(train_tokenizer(read_corpus()[:100], 300).to_str(), encoding="utf-8")

@@ -55,6 +55,6 @@ def test_gptq_with_both_streams_targets_the_float_output(x64, rng):
 
 
 def test_gptq_star_takes_beacons_scale(x64, rng):
-    W, X, _ = make_problem(rng, "correlated", 20, 4)
+    W, X, _ = make_problem(rng, "correlated", 30, 5)
     result = METHODS["gptq"](jnp.asarray(W), gram(X), "2", scale="beacon")
     np.testing.assert_array_equal(result.scale, METHODS["beacon"](jnp.asarray(W), gram(X), "2").scale)

@@ -16,18 +16,23 @@ from tests.quant.problems import KINDS, gram, make_problem
 
 # Every value of every option at least once.
 OPTIONS = [
-    ("rtn", {"scale": "lsq"}),
-    ("rtn", {"symmetric": False}),
     ("rtn", {"symmetric": False, "scale": "lsq"}),
-    ("gptq", {"scale": "lsq", "act_order": True}),
+    ("gptq", {"symmetric": False, "scale": "lsq", "act_order": True, "damping": 0.1, "block_size": 8}),
     ("gptq", {"scale": "beacon"}),
-    ("gptq", {"symmetric": False, "damping": 0.1, "block_size": 8}),
-    ("comq", {"order": "natural", "sweeps": 2}),
-    ("comq", {"symmetric": False, "scale": "lsq"}),
-    ("comq", {"order": "greedy", "block_size": 8}),
+    ("comq", {"symmetric": False, "scale": "lsq", "order": "natural", "sweeps": 2, "block_size": 8}),
     ("beacon", {"centering": "mean", "sweeps": 2, "block_size": 8, "channel_chunk": 2}),
 ]
-CASES = [(name, {}) for name in METHODS] + OPTIONS
+DEFAULTS = [(name, {}) for name in METHODS]
+CASES = DEFAULTS + OPTIONS
+UNEVEN = (-3.0, -1.0, 0.0, 0.5, 2.0)
+
+
+# Every case with every kind of alphabet; the slow tests have the options with levels of one's own.
+WITH_ALPHABETS = [
+    pytest.param(*case, alphabet, marks=[pytest.mark.slow] if case in OPTIONS and alphabet == UNEVEN else [])
+    for case in CASES
+    for alphabet in ("1.58", "2", "int3", UNEVEN)
+]
 
 
 def layer(rng, kind="mismatch", N=24, C=6):
@@ -35,8 +40,7 @@ def layer(rng, kind="mismatch", N=24, C=6):
     return jnp.asarray(W, jnp.float32), gram(X, X_tilde, jnp.float32)
 
 
-@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
-@pytest.mark.parametrize("alphabet", ["1.58", "2", "int3", (-3.0, -1.0, 0.0, 0.5, 2.0)], ids=str)
+@pytest.mark.parametrize(("name", "options", "alphabet"), WITH_ALPHABETS, ids=str)
 def test_invariants(rng, name, options, alphabet):
     kernel, stats = layer(rng)
     result = METHODS[name](kernel, stats, alphabet, **options)
@@ -122,8 +126,8 @@ def test_bad_options(rng, name, options, message):
 
 
 def test_gptq_says_when_its_damping_is_too_small(rng):
-    X = rng.normal(size=(200, 3)) @ rng.normal(size=(3, 64))
-    kernel, stats = jnp.asarray(rng.normal(size=(64, 4)), jnp.float32), gram(X, dtype=jnp.float32)
+    X = rng.normal(size=(200, 3)) @ rng.normal(size=(3, 24))
+    kernel, stats = jnp.asarray(rng.normal(size=(24, 6)), jnp.float32), gram(X, dtype=jnp.float32)
     with pytest.raises(ValueError, match="not positive definite in float32; damping=1e-09 is too small"):
         METHODS["gptq"](kernel, stats, "4", damping=1e-9)
 
