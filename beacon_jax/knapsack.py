@@ -42,11 +42,13 @@ def choose(costs: Sequence[np.ndarray], sizes: Sequence[np.ndarray], budget: int
         count = len(sizes[i])
         used, cost = ((a[:, None] + own[i][None, :]).reshape(-1) for a, own in ((used, sizes), (cost, costs)))
         left = budget - used
-        best = min(best, float((cost + rest.upper(left)).min()))
+        reached = cost + rest.upper(left)
+        best = min(best, float(reached.min()))
         kept = np.flatnonzero(cost + rest.lower(left) <= best * (1 + _SLACK))
         kept = kept[_unbeaten(used[kept], cost[kept])]
         if len(kept) > MAX_STATES:
-            kept = kept[_thinned(used[kept])]
+            kept = kept[_thinned(used[kept], reached[kept])]
+            best = float(reached[kept].min())
         used, cost = used[kept], cost[kept]
         steps.append((kept // count, kept % count))
     state, chosen = len(cost) - 1, [0] * len(order)  # the last is the cheapest
@@ -62,10 +64,12 @@ def _unbeaten(used: np.ndarray, cost: np.ndarray) -> np.ndarray:
     return order[np.concatenate([[True], cheapest[1:] < cheapest[:-1]])]
 
 
-def _thinned(used: np.ndarray) -> np.ndarray:
-    """The last, the cheapest, of those in each of MAX_STATES equal ranges of size."""
+def _thinned(used: np.ndarray, reached: np.ndarray) -> np.ndarray:
+    """The last, the cheapest, of those in each of MAX_STATES equal ranges of size, and the one that reaches least."""
     place = (used - used[0]) * (MAX_STATES - 1) // max(int(used[-1] - used[0]), 1)
-    return np.flatnonzero(np.append(place[1:] != place[:-1], True))
+    last = np.append(place[1:] != place[:-1], True)
+    last[reached.argmin()] = True
+    return np.flatnonzero(last)
 
 
 class _Relaxed:
