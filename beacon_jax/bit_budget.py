@@ -121,10 +121,11 @@ def stored_bits(layer: Layer, dtype: Any, plan: LayerPlan) -> int:
 def _has_offset(method: str, alphabet: tuple[float, ...], options: tuple[tuple[str, Any], ...]) -> bool:
     """Whether a method's results have offsets, found by shapes alone."""
 
-    def solve(kernel):
-        return METHODS[method](kernel, GramStats.zeros(len(kernel)), np.array(alphabet), **dict(options))
+    def solve(kernel, stats):
+        return METHODS[method](kernel, stats, np.array(alphabet), **dict(options))
 
-    return jax.eval_shape(solve, jax.ShapeDtypeStruct((2, 1), jnp.float32)).offset is not None
+    shapes = jax.ShapeDtypeStruct((2, 1), jnp.float32), jax.eval_shape(lambda: GramStats.zeros(2))
+    return jax.eval_shape(solve, *shapes).offset is not None
 
 
 def _checked_alphabets(alphabets: Any) -> tuple[Alphabet, ...]:

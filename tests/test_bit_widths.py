@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from beacon_jax import METHODS, FloatStats, GramStats, LayerRule, QuantSpec, choose_alphabets, quantize
+from beacon_jax import (
+    METHODS,
+    Execution,
+    FloatStats,
+    GramStats,
+    LayerRule,
+    QuantSpec,
+    choose_alphabets,
+    make_mesh,
+    quantize,
+)
+from beacon_jax.quant.methods import rtn
+from beacon_jax.quant.methods.table import Method
 from beacon_jax.quant.metrics import relative_output_error
 
 BUDGET = 8.5  # the scales of 39 channels take 5.78 of it, for 216 weights
@@ -195,6 +207,36 @@ def test_modules_of_flax():
     own = choose_alphabets(linen, params, x, QuantSpec(method="rtn"), ((-1, 0, 1), "4"), 6.0)
     (report,) = quantize(linen, params, x, own.spec).reports
     assert report.alphabet == own.table[0].alphabet
+
+
+def test_a_changed_bias_counts_in_the_sensitivity(monkeypatch):
+    """Of a model of one layer, which is the quantized model with that layer alone quantized."""
+
+    class Centred(Method):
+        def solve(self, kernel, stats, alphabet, **options):
+            solution = super().solve(kernel, stats, alphabet, **options)
+            change = stats.means()[0] @ (kernel - solution.matrix.dequantize())
+            return dataclasses.replace(solution, matrix=dataclasses.replace(solution.matrix, bias_change=change))
+
+    monkeypatch.setitem(METHODS, "centred", Centred("centred", rtn.RTNOptions, rtn.solve))
+    params = {"kernel": normal(0, 8, 6), "bias": normal(1, 6)}
+    x = np.random.default_rng(2).normal(size=(50, 8)).astype(np.float32) + 3
+
+    def model(p, batch):
+        return batch @ p["kernel"] + p["bias"][None]
+
+    spec = QuantSpec(method="centred", alphabet="2", calibrate_on="float")
+    own = choose_alphabets(model, params, [x], spec, ("2", "4"), 20.0)
+    y, y_hat = (np.asarray(model(p, x), np.float64) for p in (params, quantize(model, params, [x], spec).params))
+    change = ((y_hat - y) ** 2).sum() / ((y - y.mean(0)) ** 2).sum()
+    assert own.table[0].sensitivity * own.table[0].errors["2"] == pytest.approx(change, rel=1e-3)
+
+
+def test_on_several_devices(plan):
+    own = chosen(BUDGET, execution=Execution(mesh=make_mesh(4, 2)))
+    assert own.alphabets == plan.alphabets
+    for row, other in zip(own.table, plan.table, strict=True):
+        assert (row.predicted, row.sensitivity) == pytest.approx((other.predicted, other.sensitivity), rel=1e-3)
 
 
 def test_a_layer_without_error_needs_no_bits():
