@@ -1,5 +1,6 @@
 """Beacon post-training quantization (arXiv 2508.20293) in JAX/Flax."""
 
+from beacon_jax.bit_widths import BitPlan, LayerBits, choose_alphabets
 from beacon_jax.checkpoint import load_params, load_quantized, save_params, save_quantized
 from beacon_jax.devices import make_mesh
 from beacon_jax.evaluate import evaluate
@@ -18,11 +19,13 @@ from beacon_jax.spec import LayerRule, QuantSpec
 __all__ = [
     "METHODS",
     "BalancedRows",
+    "BitPlan",
     "Coverage",
     "Execution",
     "FloatStats",
     "FoldedRows",
     "GramStats",
+    "LayerBits",
     "LayerReport",
     "LayerRule",
     "LeafCoverage",
@@ -31,6 +34,7 @@ __all__ = [
     "QuantizedMatrix",
     "QuantizedModel",
     "balance_rows",
+    "choose_alphabets",
     "evaluate",
     "load_params",
     "load_quantized",

@@ -55,10 +55,13 @@ def get_config() -> ConfigDict:
     config.data.shared_images = False  # accept an image folder without splits: calibration on the test images
 
     # The fields of beacon_jax.QuantSpec: what experiments/quantize.py does. A table takes method, alphabet,
-    # calibrate_on and options from its rows instead.
+    # calibrate_on and options from its rows instead. With bits_per_parameter each layer that has no alphabet by a rule
+    # gets one of candidate_alphabets (see beacon_jax.choose_alphabets); a table then has one more column.
     config.quant = ConfigDict()
     config.quant.method = "beacon"  # a row of beacon_jax.METHODS
     config.quant.alphabet = "2"  # a name, such as 1.58, 2, 2.58, 4, int4
+    config.quant.bits_per_parameter = placeholder(float)  # mean of codes, scales and offsets of what is quantized
+    config.quant.candidate_alphabets = ("2", "3", "4")
     config.quant.calibrate_on = "both"  # float, quantized, or both (error correction)
     config.quant.options = options()
     config.quant.layers = ".*"  # regular expression over layer names, matched whole
@@ -85,6 +88,7 @@ def get_config() -> ConfigDict:
     # experiments/tables.py runs each of these rows at each of these alphabets, with each seed.
     config.table = ConfigDict()
     config.table.alphabets = ("1.58", "2", "2.58", "3", "4")
+    config.table.bits_per_parameter = ()  # a column for each such budget; () for quant.bits_per_parameter, if given
     config.table.rows = ("rtn", "gptq", "comq", "beacon", "beacon_ec", "beacon_ec_centering")
     config.table.seeds = ()  # of the calibration examples; several give mean and deviation; () for config.seed
     config.table.calibration_images = ()  # several numbers give a row each; () for data.calibration_images

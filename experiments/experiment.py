@@ -7,15 +7,16 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from beacon_jax import FloatStats, QuantizedModel, QuantSpec, evaluate, quantize
+from beacon_jax import FloatStats, QuantizedModel, QuantSpec, choose_alphabets, evaluate, quantize
 from beacon_jax.batches import Rebatched, example_count, is_read_once
+from beacon_jax.bit_budget import BitBudget
 from beacon_jax.devices import Placement
 from beacon_jax.evaluate import Measured, reference_of
 from beacon_jax.graph.model import Model
 from beacon_jax.norm_tuning import TunedNorms, tune_norms
 from beacon_jax.norms import norm_paths
 from beacon_jax.pipeline import plan_layers
-from experiments import common
+from experiments import common, mixed
 from experiments.grid import Cell, norm_tuning
 from experiments.results import LayerStore, Result
 from experiments.task import Task
@@ -28,6 +29,7 @@ class Experiment:
         self.task, self.execution = task, common.make_execution(config)
         self.apply = common.forward_function(task.apply, self.execution)
         self.skipped: dict[str, int] = {}  # examples left out of the latest calibration, tuning and test
+        self.bit_widths = ""  # the table of those chosen for the latest cell with a budget
         self._model: tuple[Model, int] | None = None  # as `_traced` gives it
         # Examples of the latest calibration and the latest tuning, decoded once; statistics that rows share.
         self._drawn = functools.lru_cache(maxsize=2)(self._draw)
@@ -43,6 +45,7 @@ class Experiment:
         """Quantizes as the cell says; layers go into the store as they are done, and those in it are not done again."""
         finished, drawn_by = store.load(), (cell.calibration_images, cell.seed)
         batches = self._drawn(*drawn_by)
+        spec = self._spec(cell, store)
         with tqdm(desc="layers", unit="layer", initial=len(finished), leave=False, disable=None) as bar:
 
             def on_layer(report, matrix, total):
@@ -54,7 +57,7 @@ class Experiment:
                 self.task.apply,
                 self.task.params,
                 batches,
-                QuantSpec.from_dict(cell.quant),
+                spec,
                 execution=self.execution,
                 weights=self.task.weights,
                 finished=finished,
@@ -63,6 +66,30 @@ class Experiment:
             )
         self.skipped["calibration"] = _skipped(batches)
         return done
+
+    def _spec(self, cell: Cell, store: LayerStore) -> QuantSpec:
+        """The cell's spec; where it has a budget, with the alphabets chosen under it, which go into the store."""
+        spec = mixed.spec_of(cell.quant)
+        if not mixed.is_mixed(cell.quant):
+            return spec
+        choice = store.load_choice()
+        if choice is None:
+            drawn_by = cell.calibration_images, cell.seed
+            plan = choose_alphabets(
+                self.task.apply,
+                self.task.params,
+                self._drawn(*drawn_by),
+                spec,
+                cell.quant["candidate_alphabets"],
+                cell.quant["bits_per_parameter"],
+                execution=self.execution,
+                weights=self.task.weights,
+                float_stats=self._float_stats(*drawn_by),
+            )
+            choice = mixed.choice_of(plan, spec)
+            store.save_choice(choice)
+        self.bit_widths = choice["shown"]
+        return mixed.chosen_spec(spec, choice)
 
     def tune(self, cell: Cell, params: Any) -> TunedNorms:
         """Tunes the normalization layers as the cell says."""
@@ -104,18 +131,19 @@ class Experiment:
         """Raises ValueError for what can be known to fail before any cell runs.
 
         That is more examples asked for than there are, fewer than a layer needs, a batch too small to hold examples out
-        of, no normalization layers to tune, or a pattern that matches no layer.
+        of, no normalization layers to tune, a pattern that matches no layer, or a budget that no alphabets keep.
         """
         for cell in (cell for cell in cells if cell.quant is not None):
             batches = self._drawn(cell.calibration_images, cell.seed)
             model, examples = self._traced(batches)
             rows = {layer.name: layer.rows * cell.calibration_images // examples for layer in model.layers}
-            plan_layers(
-                model,
-                QuantSpec.from_dict(cell.quant),
-                rows.__getitem__ if self.task.weights is None else None,
-                cell.calibration_images,
-            )
+            own_rows = rows.__getitem__ if self.task.weights is None else None
+            spec, examples = mixed.spec_of(cell.quant), cell.calibration_images
+            if mixed.is_mixed(cell.quant):
+                allowed = cell.quant["candidate_alphabets"], cell.quant["bits_per_parameter"]
+                BitBudget.of(model, self.task.params, spec, *allowed, rows=own_rows, examples=examples)
+            else:
+                plan_layers(model, spec, own_rows, examples)
             if cell.tuning is not None:
                 norm_paths(self.task.params, self.task.norms)
                 count, size = cell.tuning["images"] or cell.calibration_images, cell.tuning["batch_size"]

@@ -6,9 +6,9 @@ import itertools
 import numpy as np
 from ml_collections import ConfigDict
 
-from beacon_jax import QuantSpec
 from beacon_jax.norm_tuning import NormTuning
 from beacon_jax.quant.alphabets import make_alphabet
+from experiments import mixed
 from experiments.methods import method_options, speed_only
 from experiments.task import identity_of
 
@@ -23,9 +23,9 @@ class Cell:
 
     Fields:
       title: of its row, without norm tuning.
-      alphabet: its column; "" for the float model.
+      alphabet: its column, an alphabet or a budget for mixed ones; "" for the float model.
       seed, calibration_images: of the calibration examples, and how many.
-      quant: the fields of its QuantSpec; None for the float model.
+      quant: the fields of its QuantSpec, with a budget as in mixed.py; None for the float model.
       tuning: what `norm_tuning_fields` gives; None without norm tuning.
       key: the fingerprint of its result.
       quant_key: that of the quantized model, which cells before and after norm tuning share.
@@ -55,25 +55,48 @@ def cells(config: ConfigDict, identity: str) -> list[Cell]:
     table = config.table
     tunings = [None, norm_tuning_fields(config)] if config.norm_tuning.enabled else [None]
     sizes = tuple(table.calibration_images) or (config.data.calibration_images,)
-    alphabets = [alphabet_name(alphabet) for alphabet in table.alphabets]
     grid = [_cell(config, identity, FLOAT, "", 0, 0, None, None)]
     for (title, row), size, tuning in itertools.product(_rows(config), sizes, tunings):
         title += f", {size} examples" if len(sizes) > 1 else ""
-        for alphabet, seed in itertools.product(alphabets, tuple(table.seeds) or (config.seed,)):
-            quant = {**config.quant.to_dict(), **row, "alphabet": alphabet}
+        seeds = tuple(table.seeds) or (config.seed,)
+        for (alphabet, fields), seed in itertools.product(_columns(config).items(), seeds):
+            quant = {**_common_fields(config), **row, **fields}
             quant["options"] = _own_sweeps(table, quant, alphabet)
-            QuantSpec.from_dict(quant)
+            mixed.spec_of(quant)
             grid.append(_cell(config, identity, title, alphabet, seed, size, quant, tuning))
     return grid
 
 
 def single_cell(config: ConfigDict, identity: str) -> Cell:
     """The one cell that config.quant and config.norm_tuning describe."""
-    quant = config.quant.to_dict()
-    QuantSpec.from_dict(quant)
+    alphabet, budget = str(config.quant.alphabet), config.quant.bits_per_parameter
+    quant = {**_common_fields(config), "alphabet": config.quant.alphabet}
+    if budget is not None:
+        (alphabet, fields), *_ = _budgets(config, (budget,)).items()
+        quant = {**_common_fields(config), **fields}
+    mixed.spec_of(quant)
     tuning = norm_tuning_fields(config) if config.norm_tuning.enabled else None
     count = config.data.calibration_images
-    return _cell(config, identity, quant["method"], str(quant["alphabet"]), config.seed, count, quant, tuning)
+    return _cell(config, identity, quant["method"], alphabet, config.seed, count, quant, tuning)
+
+
+def _common_fields(config: ConfigDict) -> dict:
+    """config.quant without what says how many bits."""
+    return {key: v for key, v in config.quant.to_dict().items() if key not in ("alphabet", *mixed.KEYS)}
+
+
+def _columns(config: ConfigDict) -> dict[str, dict]:
+    """{column: its fields of a cell}: the alphabets, then the budgets."""
+    names = [alphabet_name(alphabet) for alphabet in config.table.alphabets]
+    budgets = tuple(config.table.bits_per_parameter)
+    if not budgets and config.quant.bits_per_parameter is not None:
+        budgets = (config.quant.bits_per_parameter,)
+    return {name: {"alphabet": name} for name in names} | _budgets(config, budgets)
+
+
+def _budgets(config: ConfigDict, budgets: tuple[float, ...]) -> dict[str, dict]:
+    candidates = [alphabet_name(alphabet) for alphabet in config.quant.candidate_alphabets] if budgets else []
+    return {mixed.column(b): {"bits_per_parameter": float(b), "candidate_alphabets": candidates} for b in budgets}
 
 
 def _rows(config: ConfigDict):

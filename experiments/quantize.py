@@ -11,7 +11,7 @@ from pathlib import Path
 from tabulate import tabulate
 
 from beacon_jax import save_quantized
-from experiments import common, hosts
+from experiments import common, hosts, mixed
 from experiments.experiment import Experiment
 from experiments.grid import single_cell
 from experiments.results import LayerStore, append_line
@@ -37,6 +37,8 @@ def main(_):
         evaluations["tuned"] = experiment.evaluate(params)
     reports = [dataclasses.asdict(report) for report in quantized.reports]
     print(tabulate([[r[c] for c in _COLUMNS] for r in reports], headers=_COLUMNS, floatfmt=".4g"))
+    if mixed.is_mixed(cell.quant):
+        print(f"\nalphabets chosen under the budget:\n{experiment.bit_widths}")
     print(f"\n{quantized.coverage}\n")
     for name, metric in task.metrics.items():
         measured = {which: evaluation[name] for which, evaluation in evaluations.items()}

@@ -10,6 +10,7 @@ from matplotlib.ticker import FixedLocator
 from tabulate import tabulate
 
 from beacon_jax.evaluate import Metric
+from experiments import mixed
 from experiments.grid import FLOAT, Cell
 from experiments.results import Result
 
@@ -139,8 +140,8 @@ def plot(results: Sequence[Result], metrics: Metrics, path: Path) -> None:
     """The first metric against the alphabet, one line per row, the float model dashed, norm tuning dotted.
 
     What is much worse than the float model (see CUT) is off the picture, so that the rest can be told apart; where
-    lower is better the axis is logarithmic instead. The lines break between the symmetric alphabets and the integer
-    grids, which are no continuation of one another.
+    lower is better the axis is logarithmic instead. The lines break between the symmetric alphabets, the integer grids
+    and the mixed ones, which are no continuation of one another.
     """
     name, metric = next(iter(metrics.items()))
     cells = [result.cell for result in results if result.cell.quant]
@@ -170,13 +171,17 @@ def _line(axes, results: list[Result], alphabets: list[str], look: int, value) -
     style = dict(color=f"C{look % 10}", marker="osv^DPX*<>phd8"[look % 14], alpha=0.85)
     style |= dict(linestyle=":", markersize=3) if cell.tuning else dict(linestyle="-")
     label = None if cell.tuning else cell.row
-    for integer in (False, True):
-        here = [a for a in alphabets if a.startswith("int") == integer]
+    for family in range(3):
+        here = [a for a in alphabets if _family(a) == family]
         by_alphabet = {a: [result for result in results if result.cell.alphabet == a] for a in here}
         points = [(alphabets.index(a), _mean(found, value)) for a, found in by_alphabet.items() if found]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)
             label = None
+
+
+def _family(alphabet: str) -> int:
+    return 1 if alphabet.startswith("int") else 2 if alphabet.startswith(mixed.PREFIX) else 0
 
 
 def _float_line(axes, value: float, metric: Metric) -> None:

@@ -120,6 +120,19 @@ class LayerStore:
         name = report.layer.replace("/", ".") + ".safetensors"
         save_layer(self._folder / name, matrix, dataclasses.asdict(report))
 
+    def save_choice(self, choice: Mapping[str, Any]) -> None:
+        """Keeps which alphabets were chosen for the layers, as JSON, in one atomic step."""
+        if hosts.first():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            partial = self._folder / "choice.json.partial"
+            partial.write_text(json.dumps(choice))
+            partial.replace(self._folder / "choice.json")
+
+    def load_choice(self) -> dict[str, Any] | None:
+        """What `save_choice` kept, as the first process finds it; None where there is nothing."""
+        path = self._folder / "choice.json"
+        return hosts.from_first(json.loads(path.read_text()) if hosts.first() and path.exists() else None)
+
     def load(self) -> dict[str, tuple]:
         """{layer name: (report, quantized kernel)} of all that is kept, as the first process finds it."""
         return hosts.from_first(self._load() if hosts.first() else None)

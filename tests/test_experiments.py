@@ -184,6 +184,61 @@ def test_axes_of_a_table():
     assert [c.quant["options"]["sweeps"] for c in at[1:]] == [None, 5, 4, None, None, None]
 
 
+def mixed_config(budget=3.0):
+    config = digits_config()
+    config.data.update(calibration_images=32, test_images=100, batch_size=64)
+    config.quant.update(bits_per_parameter=budget, candidate_alphabets=("2", 3), method="rtn")
+    config.table.rows, config.table.alphabets = ("rtn",), ("2",)
+    return config
+
+
+def test_a_budget_is_a_column_and_decides_the_key():
+    config = mixed_config()
+    _, uniform, cell = grid.cells(config, "digest")
+    assert (cell.row, cell.alphabet) == ("RTN", "mixed 3")
+    assert uniform == cells_of(rows=("rtn",), alphabets=("2",), calibration_images=(32,))[1]
+    keys = {cell.key}
+    for changed in (dict(bits_per_parameter=3.1), dict(bits_per_parameter=3.0, candidate_alphabets=("2", "4"))):
+        config.quant.update(changed)
+        keys.add(grid.cells(config, "digest")[2].key)
+    config.table.bits_per_parameter = (3, 3.5)
+    assert [c.alphabet for c in grid.cells(config, "digest")] == ["", "2", "mixed 3", "mixed 3.5"]
+    keys |= {c.key for c in grid.cells(config, "digest")}
+    assert len(keys) == 6
+    config.quant.alphabet = "4"  # of no layer
+    assert {c.key for c in grid.cells(config, "digest")} < keys and grid.single_cell(config, "").alphabet == "mixed 3"
+    config.quant.candidate_alphabets = ("2", "9")
+    with pytest.raises(ValueError, match="unknown alphabet '9'"):
+        grid.cells(config, "digest")
+
+
+def test_bit_widths_are_chosen_once_and_kept(tmp_path, monkeypatch):
+    config = mixed_config()
+    task = make_task(config)
+    experiment, cell = Experiment(config, task), grid.cells(config, "digest")[2]
+    store = results.LayerStore(tmp_path / "layers")
+    done = experiment.quantize(cell, store)
+    alphabets = {r.layer: r.alphabet for r in done.reports}
+    assert set(alphabets.values()) == {"2", "3"} and len(alphabets) == 16
+    bits = sum(leaf.bits for leaf in done.coverage.leaves if leaf.quantized)
+    assert bits <= 3.0 * sum(leaf.quantized for leaf in done.coverage.leaves)
+    assert all(name in experiment.bit_widths for name in alphabets)
+    # Stopped and started again, it does not choose anew.
+    monkeypatch.setattr("experiments.experiment.choose_alphabets", None)
+    again = Experiment(config, task)
+    resumed = again.quantize(cell, store)
+    assert again.bit_widths == experiment.bit_widths
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, done.params)
+    store.clear()
+    assert store.load_choice() is None
+
+
+def test_a_budget_that_cannot_be_kept_is_found_before_any_cell_runs():
+    config = mixed_config(2.4)
+    with pytest.raises(ValueError, match=r"bits_per_parameter=2\.4 is below 2\.5, the least"):
+        Experiment(config, make_task(config)).check(grid.cells(config, "digest"))
+
+
 def test_tuned_cells_share_the_quantized_model_and_files_may_move():
     before, after = cells_of(rows=("rtn",), alphabets=("2",), seeds=(3,), norm_tuning=True)[1:]
     assert after.row == before.row + TUNED and (before.tuning, before.seed, after.seed) == (None, 3, 3)
@@ -279,7 +334,7 @@ def test_several_seeds_give_mean_and_standard_deviation():
 @pytest.mark.parametrize("metrics", [METRICS, dict(reversed(METRICS.items()))], ids=["higher", "lower"])
 def test_a_plot_of_either_direction(tmp_path, metrics):
     found = [result("Float", "", 98.0), result("RTN", "2", 20.0), result("RTN", "int2", 97.0)]
-    found += [result("RTN" + TUNED, "2", 91.0)]
+    found += [result("RTN" + TUNED, "2", 91.0), result("RTN", "mixed 2.5", 91.0)]
     render.plot(found, metrics, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     render.plot([], metrics, tmp_path / "empty.png")
