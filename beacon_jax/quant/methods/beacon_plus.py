@@ -34,11 +34,11 @@ from beacon_jax.quant.sweep import even_block, map_channel_chunks
 
 STARTS = ("scan", "greedy")
 SCAN = (0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4)  # of the least-squares scale
-AGAIN = (0.95, 1.0, 1.05, 1.1)  # of the scale found
+AGAIN = (0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2)  # of the scale found; as many as in SCAN, to share its program
 BEAM = (0.9, 1.0, 1.1, 1.2)
 # With so few inputs good scales lie far apart, and a beam at many of them costs nothing.
 FEW = 32
-SCAN_FEW = tuple(0.5 * (2.2 / 0.5) ** (i / 23) for i in range(24))
+SCAN_FEW = tuple(0.4 * (4 / 0.4) ** (i / 31) for i in range(32))
 DAMPING = 0.01  # of a decoder, in means of diag(P)
 
 

@@ -1,0 +1,197 @@
+"""What each step of beacon_plus brings, on test data: python -m experiments.ablation --config=configs/digits.py
+
+For every alphabet of --alphabets and every seed, quantizes with the other methods at their best, with Beacon, and with
+each step of beacon_plus on top of the one before, once with error correction and once without, and measures the mean
+of the layers' relative output errors on the task's test data and the task's metrics there. Appends one JSON line for
+each to {config.out}/ablation.jsonl, so that a stopped run goes on, and writes {config.out}/ablation.md.
+"""
+
+import functools
+import json
+import operator
+from pathlib import Path
+
+import numpy as np
+from absl import flags, logging
+from tabulate import tabulate
+from tqdm import tqdm
+
+from beacon_jax import FloatStats, balance_rows, evaluate, quantize
+from beacon_jax.evaluate import reference_of
+from beacon_jax.layer_errors import layer_errors
+from experiments import common
+from experiments.mixed import spec_of
+from experiments.task import identity_of, make_task
+
+_ALPHABETS = flags.DEFINE_list("alphabets", ["1.58", "2", "3", "4"], "The alphabets.")
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds of the calibration examples.")
+_STEPS = flags.DEFINE_list("steps", [], "Numbers of the rows to run, from 0; all by default.")
+_ONLY = flags.DEFINE_enum("only", "", ["", "float", "both"], "Only without (float) or with (both) error correction.")
+_HELD_OUT = flags.DEFINE_integer("held_out", 512, "Test examples to measure the layers' errors on.")
+
+PLAIN = dict(effort="fast", start="greedy", bias=False, ridge=0.0, beam=0)
+# (title, method, options, whether row scales are folded first)
+ROWS = (
+    ("RTN, least-squares scale", "rtn", dict(scale="lsq"), False),
+    ("GPTQ, act_order", "gptq", dict(act_order=True), False),
+    ("GPTQ, act_order, bias", "gptq", dict(act_order=True, bias=True), False),
+    ("GPTQ, least-squares scale, act_order, bias", "gptq", dict(scale="lsq", act_order=True, bias=True), False),
+    ("COMQ", "comq", {}, False),
+    ("COMQ, least-squares scale", "comq", dict(scale="lsq"), False),
+    ("Beacon", "beacon", {}, False),
+    ("+ bias", "beacon_plus", {**PLAIN, "bias": True}, False),
+    ("+ ridge", "beacon_plus", {**PLAIN, "bias": True, "ridge": None}, False),
+    ("+ decoded start (fast)", "beacon_plus", dict(effort="fast"), False),
+    ("+ decoded again", "beacon_plus", dict(effort="fast", redecode=True), False),
+    ("+ beam (default)", "beacon_plus", dict(effort="default"), False),
+    ("+ pairs, wider beam (thorough)", "beacon_plus", dict(effort="thorough"), False),
+    ("+ row scales", "beacon_plus", dict(effort="thorough"), True),
+    ("default + row scales", "beacon_plus", dict(effort="default"), True),
+    ("default + offset", "beacon_plus", dict(effort="default", offset=True), False),
+)
+BASE = "Beacon"
+SAID = {"float": "without error correction", "both": "with error correction"}
+
+
+def first_examples(batches, count):
+    """The first `count` examples of batches."""
+    taken = 0
+    for batch in batches:
+        size = len(next(iter(batch.values())))
+        yield {key: a[: count - taken] for key, a in batch.items()}
+        taken += size
+        if taken >= count:
+            return
+
+
+class Ablation:
+    """A task's float model and data."""
+
+    def __init__(self, config):
+        self.config, self.task, self.execution = config, make_task(config), common.make_execution(config)
+        self.apply = common.forward_function(self.task.apply, self.execution)
+        self.held_out = list(first_examples(self.task.test, _HELD_OUT.value))
+        self.reference = reference_of(self.predictor(self.task.params), self.task.test, self.task.metrics)
+        self.shared: dict = {}
+
+    def predictor(self, params):
+        """batch → outputs with these parameters."""
+        return lambda batch: self.apply(params, batch)
+
+    def run(self, method, options, balanced, calibrate_on, alphabet, seed) -> dict:
+        """One line: the mean error of the layers, and the metrics."""
+        quant, task = self.config.quant.to_dict(), self.task
+        chosen = {name: value for name, value in options.items() if value is not None}
+        spec = spec_of(
+            {**quant, "method": method, "alphabet": alphabet, "calibrate_on": calibrate_on, "options": chosen}
+        )
+        batches = task.calibration(self.config.data.calibration_images, seed)
+        params = task.params
+        if balanced:
+            params = balance_rows(task.apply, params, next(iter(batches)), spec.layers).params
+        stats = self.shared.setdefault((seed, balanced), FloatStats())
+        given = dict(weights=task.weights, execution=self.execution)
+        done = quantize(task.apply, params, batches, spec, float_stats=stats, **given)
+        errors = layer_errors(task.apply, params, done, self.held_out, streams=calibrate_on, **given)
+        measured = evaluate(self.predictor(done.params), task.test, task.metrics, self.reference)
+        return {
+            "error": float(np.mean(list(errors.values()))),
+            "layers": errors,
+            "calibration_error": float(np.mean([report.output_error for report in done.reports])),
+            "seconds": sum(report.solve_seconds for report in done.reports),
+            "metrics": {name: [m.value, m.stderr] for name, m in measured.items()},
+        }
+
+
+class Lines:
+    """The lines of one stream, by place."""
+
+    def __init__(self, lines: list[dict], calibrate_on: str):
+        self.lines = [line for line in lines if line["calibrate_on"] == calibrate_on]
+        self.alphabets = list(dict.fromkeys(line["alphabet"] for line in self.lines))
+        self.titles = [row[0] for row in ROWS if any(line["title"] == row[0] for line in self.lines)]
+
+    def at(self, title: str, alphabet: str, *keys) -> dict[int, float]:
+        """{seed: a number of that place's line}."""
+        found = {}
+        for line in self.lines:
+            if (line["title"], line["alphabet"]) == (title, alphabet):
+                found[line["seed"]] = functools.reduce(operator.getitem, keys, line)
+        return found
+
+    def table(self, show) -> str:
+        """A table of show(title, alphabet)."""
+        body = [[title, *(show(title, alphabet) for alphabet in self.alphabets)] for title in self.titles]
+        headers = ["step", *(f"{alphabet} bit" for alphabet in self.alphabets)]
+        return tabulate(body, headers, tablefmt="github", disable_numparse=True)
+
+    def error(self, title: str, alphabet: str) -> str:
+        """The mean over the seeds, and how it compares with Beacon's of the same seeds."""
+        own, base = self.at(title, alphabet, "error"), self.at(BASE, alphabet, "error")
+        ratios = [own[seed] / base[seed] for seed in own if seed in base]
+        change = f" ({100 * np.mean(ratios) - 100:+.0f} %)" if ratios else ""
+        return f"{np.mean(list(own.values())):.5f}{change}" if own else "–"
+
+    def number(self, title: str, alphabet: str, *keys, form: str) -> str:
+        """The mean over the seeds, with its standard error where there are several."""
+        own = list(self.at(title, alphabet, *keys).values())
+        spread = f" ± {np.std(own, ddof=1) / len(own) ** 0.5:{form}}" if len(own) > 1 else ""
+        return f"{np.mean(own):{form}}{spread}" if own else "–"
+
+
+def markdown(lines: list[dict], metrics) -> str:
+    """Tables for each stream: the layers' errors and how they compare with Beacon's, each metric, and the seconds."""
+    parts = []
+    for calibrate_on, said in SAID.items():
+        here = Lines(lines, calibrate_on)
+        if not here.lines:
+            continue
+        parts.append(f"Mean error of the layers on test data, {said}\n\n{here.table(here.error)}\n")
+        for name, metric in metrics.items():
+            show = functools.partial(_number, here, ("metrics", name, 0), metric.shown)
+            parts.append(f"{metric.title or name}, {said}\n\n{here.table(show)}\n")
+        show = functools.partial(_number, here, ("seconds",), ".1f")
+        parts.append(f"Seconds to solve all layers, {said}, compilation included\n\n{here.table(show)}\n")
+    return "\n".join(parts)
+
+
+def _number(lines, keys, form, title, alphabet):
+    return lines.number(title, alphabet, *keys, form=form)
+
+
+def main(_):
+    config = common.get_config()
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "ablation.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    ablation = Ablation(config)
+    about = dict(
+        identity=ablation.task.fingerprint(), examples=config.data.calibration_images, held_out=_HELD_OUT.value
+    )
+    rows = [ROWS[int(i)] for i in _STEPS.value] or ROWS
+    cells = [
+        (row, dict(title=row[0], calibrate_on=on, alphabet=alphabet, seed=int(seed)))
+        for seed in _SEEDS.value
+        for on in ([_ONLY.value] if _ONLY.value else SAID)
+        for alphabet in _ALPHABETS.value
+        for row in rows
+    ]
+    shown = []
+    for (_, method, options, balanced), cell in tqdm(cells, desc="cells", unit="cell", disable=None):
+        key = identity_of(**about, **cell, method=method, options=options, balanced=balanced)
+        line = next((line for line in lines if line["key"] == key), None)
+        if line is None:
+            found = ablation.run(method, options, balanced, cell["calibrate_on"], cell["alphabet"], cell["seed"])
+            line = dict(key=key, **cell, **found)
+            with path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            logging.info("%s, %s, %s bit: %.5f", cell["title"], cell["calibrate_on"], cell["alphabet"], line["error"])
+        shown.append(line)
+        (out / "ablation.md").write_text(markdown(shown, ablation.task.metrics))
+    print(markdown(shown, ablation.task.metrics))
+    print(f"lines: {path}\ntable: {out / 'ablation.md'}")
+
+
+if __name__ == "__main__":
+    common.run(main)
