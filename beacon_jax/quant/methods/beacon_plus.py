@@ -35,7 +35,6 @@ from beacon_jax.quant.sweep import even_block, map_channel_chunks
 STARTS = ("scan", "greedy")
 SCAN = (0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4)  # of the least-squares scale
 AGAIN = (0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2)  # of the scale found; as many as in SCAN, to share its program
-BEAM = (0.9, 1.0, 1.1, 1.2)
 # With so few inputs good scales lie far apart, and a beam at many of them costs nothing.
 FEW = 32
 SCAN_FEW = tuple(0.4 * (4 / 0.4) ** (i / 31) for i in range(32))
@@ -44,17 +43,18 @@ DAMPING = 0.01  # of a decoder, in means of diag(P)
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """Which of the costly steps are taken."""
+    """Which of the costly steps are taken; `beam_scales` are of the scale found."""
 
     redecode: bool
     beam: int
     pairs: int
+    beam_scales: tuple[float, ...] = (1.0, 1.1)
 
 
 EFFORTS = {
     "fast": Effort(redecode=False, beam=0, pairs=0),
     "default": Effort(redecode=True, beam=8, pairs=0),
-    "thorough": Effort(redecode=True, beam=16, pairs=2),
+    "thorough": Effort(redecode=True, beam=16, pairs=2, beam_scales=(0.9, 1.0, 1.1, 1.2)),
 }
 
 
@@ -147,7 +147,7 @@ def solve(problem: Problem, options: BeaconPlusOptions) -> Found:
         near = _near(objective, best[0], AGAIN)
         best, fixed = sweep(_decoded(objective, decoder, levels, *best, near, **run))
     if steps.beam:
-        near = scales if few else _near(objective, best[0], BEAM)
+        near = scales if few else _near(objective, best[0], steps.beam_scales)
         best, fixed = sweep(_beamed(objective, decoder, levels, *best, near, width=steps.beam, **run))
     for _ in range(steps.pairs):
         best, fixed = sweep(_paired(objective, levels, *best, channel_chunk=run["channel_chunk"]))
