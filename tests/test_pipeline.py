@@ -10,6 +10,7 @@ import pytest
 from flax.core import freeze
 
 from beacon_jax import METHODS, Execution, FloatStats, QuantSpec, calibration, quantize
+from beacon_jax.checkpoint import load_layer, save_layer
 from beacon_jax.graph.model import Model
 from beacon_jax.graph.stages import piece
 from beacon_jax.models.vit import ViT
@@ -423,23 +424,17 @@ def test_an_error_names_its_layer_and_keeps_what_was_done(problem):
     assert done == LAYERS[:6]
 
 
-def test_a_changed_bias_reaches_the_model_and_the_layers_behind(problem, monkeypatch, rng):
-    """By a method that rounds to nearest and makes up for the change of the output's mean."""
+@pytest.mark.parametrize("method", ["beacon_plus", "gptq"])
+def test_a_changed_bias_reaches_the_model_and_the_layers_behind(problem, tmp_path, rng, method):
+    """And a run that was stopped goes on with it, to the last bit, from files."""
     params, batches = problem
-
-    class Centred(Method):
-        def solve(self, kernel, stats, alphabet, **options):
-            solution = super().solve(kernel, stats, alphabet, **options)
-            mean, mean_tilde = stats.means()
-            change = mean @ kernel - mean_tilde @ solution.matrix.dequantize()
-            return dataclasses.replace(solution, matrix=dataclasses.replace(solution.matrix, bias_change=change))
-
-    monkeypatch.setitem(METHODS, "centred", Centred("centred", rtn.RTNOptions, rtn.solve))
-    spec = blocks(method="centred", alphabet="2")
+    options = dict(effort="fast") if method == "beacon_plus" else dict(bias=True)
+    spec = blocks(method=method, alphabet="2", options=options)
     result = quantize(MODEL, params, batches, spec)
     for name in LAYERS:
         block, part, layer = name.split("/")
         old, new = (p[block][part][layer]["bias"] for p in (params, result.params))
+        assert np.abs(result.layers[name].bias_change).max() > 1e-3
         np.testing.assert_allclose(new - old, result.layers[name].bias_change, atol=1e-6)
         outputs = [
             np.concatenate([np.asarray(inputs_of(p, b)[name]).reshape(-1, kernel.shape[0]) for b in batches])
@@ -451,11 +446,25 @@ def test_a_changed_bias_reaches_the_model_and_the_layers_behind(problem, monkeyp
             )
         ]
         np.testing.assert_allclose(outputs[0].mean(0), outputs[1].mean(0), atol=2e-3)
-    reports = {report.layer: report for report in result.reports}
-    finished = {name: (reports[name], result.layers[name]) for name in LAYERS[:3]}
+    for i, report in enumerate(result.reports[:3]):
+        save_layer(tmp_path / str(i), result.layers[report.layer], {})
+    finished = {report.layer: (report, load_layer(tmp_path / str(i))[0]) for i, report in enumerate(result.reports[:3])}
     resumed = quantize(MODEL, params, batches, spec, finished=finished)
     jax.tree.map(np.testing.assert_array_equal, resumed.params, result.params)
+
+
+def test_only_a_layer_that_has_a_bias_gets_another(rng, monkeypatch):
+    apply, params, batches = lambda p, x: x @ p["w"], {"w": np.ones((4, 2))}, [rng.normal(size=(9, 4))]
+    done = quantize(apply, params, batches, QuantSpec(method="beacon_plus", options=dict(effort="fast")))
+    assert done.layers["w"].bias_change is None
+
+    class Careless(Method):
+        def solve(self, kernel, stats, alphabet, **options):
+            solution = super().solve(kernel, stats, alphabet, **options)
+            return dataclasses.replace(
+                solution, matrix=dataclasses.replace(solution.matrix, bias_change=np.ones(kernel.shape[-1]))
+            )
+
+    monkeypatch.setitem(METHODS, "careless", Careless("careless", rtn.RTNOptions, rtn.solve))
     with pytest.raises(ValueError, match="layer w: the method changes its bias, but it has none of its own"):
-        quantize(
-            lambda p, x: x @ p["w"], {"w": np.ones((4, 2))}, [rng.normal(size=(9, 4))], QuantSpec(method="centred")
-        )
+        quantize(apply, params, batches, QuantSpec(method="careless"))

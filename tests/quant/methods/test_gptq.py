@@ -58,3 +58,16 @@ def test_gptq_star_takes_beacons_scale(x64, rng):
     W, X, _ = make_problem(rng, "correlated", 30, 5)
     result = METHODS["gptq"](jnp.asarray(W), gram(X), "2", scale="beacon")
     np.testing.assert_array_equal(result.scale, METHODS["beacon"](jnp.asarray(W), gram(X), "2").scale)
+
+
+def test_gptq_with_a_free_bias_is_that_of_centred_inputs(x64, rng):
+    W, X, X_tilde = make_problem(rng, "mismatch", 30, 5)
+    X, X_tilde = X + 3, X_tilde + 2
+    stats = gram(X, X_tilde)
+    free = METHODS["gptq"].solve(jnp.asarray(W), stats, "2", has_bias=True, bias=True, act_order=True).matrix
+    centred = METHODS["gptq"](jnp.asarray(W), gram(X - X.mean(0), X_tilde - X_tilde.mean(0)), "2", act_order=True)
+    np.testing.assert_array_equal(free.codes, centred.codes)
+    expected = X.mean(0) @ W - X_tilde.mean(0) @ np.asarray(free.dequantize())
+    np.testing.assert_allclose(free.bias_change, expected, rtol=1e-9)
+    plain = METHODS["gptq"].solve(jnp.asarray(W), stats, "2", has_bias=False, bias=True).matrix
+    assert plain.bias_change is None
