@@ -14,7 +14,7 @@ import pytest
 
 from beacon_jax.evaluate import Mean
 from configs import base
-from experiments import grid, tables
+from experiments import common, grid, tables
 from experiments.experiment import Experiment
 from experiments.results import LayerStore, read_results
 from experiments.task import Task, identity_of, make_task
@@ -74,6 +74,12 @@ ARGUMENTS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """Not a mesh of the tests' simulated devices, for which everything would be compiled anew."""
+    monkeypatch.setattr(common, "make_mesh", lambda **_: None)
+
+
 @pytest.fixture
 def module(tmp_path, monkeypatch):
     """The name of the module, which can be imported."""
@@ -115,8 +121,10 @@ def test_a_table_from_the_command_line(tmp_path, module):
     assert (tmp_path / "out" / "size.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_stopped_table_goes_on(tmp_path, module):
+def test_a_stopped_table_goes_on(tmp_path, module, monkeypatch):
+    monkeypatch.setattr(tables.render, "plot", lambda *_: None)  # after each result; it takes longer than these do
     config = config_of(module, tmp_path / "out")
+    config.table.rows = ("rtn", "comq")
     (tmp_path / "out").mkdir()
     path = tmp_path / "out" / "results.jsonl"
     task = make_task(config)
