@@ -89,7 +89,7 @@ def get_config() -> ConfigDict:
     config.table = ConfigDict()
     config.table.alphabets = ("1.58", "2", "2.58", "3", "4")
     config.table.bits_per_parameter = ()  # a column for each such budget; () for quant.bits_per_parameter, if given
-    config.table.rows = ("rtn", "gptq", "comq", "beacon", "beacon_ec", "beacon_ec_centering", "plus", "plus_ec")
+    config.table.rows = ("rtn", "gptq", "comq", "beacon", "beacon_ec", "beacon_ec_centering", "plus_ec")
     config.table.seeds = ()  # of the calibration examples; several give mean and deviation; () for config.seed
     config.table.calibration_images = ()  # several numbers give a row each; () for data.calibration_images
     config.table.sweeps = ()  # likewise, for methods with sweeps; () for the method's own number
