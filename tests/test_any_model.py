@@ -43,13 +43,12 @@ ALIKE = (
     "linen_remat_scan_of_whole_net linen_vmap_over_experts_of_the_same_rows linen_gru linen_unrolled_lstm "
     "linen_unrolled_gru nnx_list_and_sequential "
     "nnx_multi_head_attention nnx_embed nnx_tied_embedding nnx_lstm nnx_optimized_lstm nnx_gru nnx_scan "
-    "nnx_shared_linear_three_times nnx_bfloat16 nnx_scan_of_remat linen_conv_local jax_loop_of_known_length"
+    "nnx_shared_linear_three_times nnx_bfloat16 nnx_scan_of_remat linen_conv_local jax_loop_of_known_length "
+    "nnx_mlp nnx_lora nnx_vmap_over_experts nnx_linear_general_and_einsum"
 ).split()
 every_model = parametrized([name for name in MODELS if name not in ALIKE])
 # Calibration on the float model alone takes all layers of a stage in one pass.
-some_models = parametrized(
-    ("linen_encoder_block", "linen_scan", "linen_shared_dense_three_times", "linen_lstm", "nnx_cnn_with_batch_norm")
-)
+some_models = parametrized(("linen_encoder_block", "linen_shared_dense_three_times", "nnx_cnn_with_batch_norm"))
 
 
 def spied(model, calibrate_on="both", **arguments):
