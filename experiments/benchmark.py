@@ -101,9 +101,10 @@ def measure_solvers(sizes: Sizes) -> list[dict]:
         # Both signs, for an alphabet that is not symmetric, on one shape.
         alphabets = (*sizes.alphabets, "int2") if (n, c) == sizes.shapes[0] else sizes.alphabets
         cases = {("beacon", a): {"sweeps": SWEEPS} for a in alphabets} | {(m, "2"): {} for m in ("gptq", "comq", "rtn")}
+        cases |= {(f"beacon_plus, {effort}", "2"): {"effort": effort} for effort in ("fast", "default")}
         cases = {
-            (method, alphabet): functools.partial(METHODS[method], kernel, stats, alphabet, **options)
-            for (method, alphabet), options in cases.items()
+            (row, alphabet): functools.partial(METHODS[row.split(", ")[0]], kernel, stats, alphabet, **options)
+            for (row, alphabet), options in cases.items()
         }
         square = stats.H / jnp.diagonal(stats.H).mean()  # so that repeated products stay within float32
         reference = functools.partial(matmuls, square, kernel, count=PRODUCTS)

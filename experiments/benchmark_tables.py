@@ -9,6 +9,7 @@ from tabulate import tabulate
 
 from experiments.timing import PRODUCTS, SWEEPS
 
+MOST_COST = {"fast": 4, "default": 10}  # of beacon_plus, Beacon = 1
 MOST_RATIO, MOST_SPREAD = 3, 1.2  # targets: time over that of the products, 8 bit over 2 bit
 LEAST_FACTOR = {"2": 100, "4": 300}  # targets: the literal evaluation's time over Beacon's
 
@@ -55,6 +56,15 @@ def _solvers(rows: list[dict]) -> str:
                 f"8 bit over 2 bit, {shape}: {spread:.2f}; target at most {MOST_SPREAD}: "
                 f"{_verdict(spread <= MOST_SPREAD)}."
             )
+    for effort, most in MOST_COST.items():
+        costs = {
+            _shape(r): r["seconds"] / seconds[_shape(r), "2"] for r in rows if r["method"] == f"beacon_plus, {effort}"
+        }
+        worst_shape = max(costs, key=costs.get)
+        summary.append(
+            f"beacon_plus, {effort}, over Beacon at 2 bit: at most {costs[worst_shape]:.1f} ({worst_shape}); target at "
+            f"most {most}: {_verdict(costs[worst_shape] <= most)}."
+        )
     summary.append(
         f"One layer of each shape at 2 bit: {sum(s for (_, alphabet), s in seconds.items() if alphabet == '2'):.2f} s. "
         "A model with several of each takes as many times that, DeiT-B 12 times that of its four shapes."

@@ -23,7 +23,13 @@ from experiments import hosts
 from tests.quant.problems import gram, make_problem
 from tests.test_pipeline import MODEL, blocks
 
-OPTIONS = {"beacon": {"sweeps": 2}, "gptq": {"act_order": True}, "comq": {"sweeps": 2}, "rtn": {"scale": "lsq"}}
+OPTIONS = {
+    "beacon": {"sweeps": 2},
+    "beacon_plus": {"effort": "fast", "beam": 2, "pairs": 1},
+    "gptq": {"act_order": True},
+    "comq": {"sweeps": 2},
+    "rtn": {"scale": "lsq"},
+}
 
 
 @pytest.mark.parametrize("shape", [(8, 1), (4, 2), (1, 8)])
