@@ -51,7 +51,7 @@ def test_bad_values(given, message):
 def test_every_option_says_what_it_is(method):
     for field in dataclasses.fields(method.options):
         assert field.metadata["help"]
-        assert bool(field.metadata["unit"]) == (field.type in (int, float, int | None))
+        assert bool(field.metadata["unit"]) == (field.type in (int, float, int | None, float | None))
         assert bool(field.metadata["choices"]) == (field.type is str)
         if field.type in (int, int | None):
             assert field.metadata["at_least"] is not None
