@@ -134,8 +134,8 @@ def choose_alphabets(
 
     Every layer is quantized with every alphabet, on statistics of the float model, and the model runs once for each
     layer on the calibration batches. Among all choices within the budget the one of least predicted change is taken
-    (exactly; see knapsack.py). Layers whose alphabet a rule of the spec gives keep it, and count in the budget; the
-    methods and options of rules stay as well.
+    (exactly up to 50,000 states; see knapsack.py). Layers whose alphabet a rule of the spec gives keep it, and count in
+    the budget; the methods and options of rules stay as well.
 
     Args:
       model, params, execution, weights: as in `quantize`.

@@ -34,19 +34,29 @@ def layer_errors(
       batches: pytrees as for `quantize`.
       streams: "both": X̃ are the layer's inputs in the quantized model; "float": X̃ = X.
 
+    A layer whose float output is zero on these batches has an infinite error unless it is zero in the quantized model.
+
     Raises:
-      ValueError: unknown streams; what `quantize` raises for model, parameters, batches and weights.
+      ValueError: unknown streams; what is no result of `quantize`, or one of another model; what `quantize` raises for
+        model, parameters, batches and weights.
     """
-    if streams not in STREAMS:
+    if not isinstance(streams, str) or streams not in STREAMS:
         raise ValueError(f"unknown streams {streams!r}; expected one of {', '.join(STREAMS)}")
+    if not isinstance(quantized, QuantizedModel) or not isinstance(execution, Execution):
+        given = f"{type(quantized).__name__} and {type(execution).__name__}"
+        raise ValueError(f"expected a QuantizedModel and an Execution, got {given}")
     apply, params = as_function(model, params)
     read = Model(apply, params, execution.cast)
+    if jax.tree.map(jnp.shape, quantized.params) != jax.tree.map(jnp.shape, params):
+        raise ValueError("the quantized model's parameters are not those of this model")
     errors: dict[str, float] = {}
     with Calibration(read, _leaves(params), STREAMS[streams], execution) as calibration:
         for i, leaf in enumerate(_leaves(quantized.params)):
             calibration.quantized[i] = calibration.placement.everywhere(leaf)
         calibration.read(batches, weights)
         kernels = {layer.name: layer for layer in read.layers if layer.name in quantized.layers}
+        if not kernels:
+            raise ValueError("the quantized model has no layers of this model")
         last = max(s for s in range(read.stages) for g in read.groups(s) if kernels.keys() & set(g))
         for stage in range(last + 1):
             groups = [g for g, names in enumerate(read.groups(stage)) if kernels.keys() & set(names)]

@@ -1,5 +1,7 @@
 """Errors of layers on other data, against forward passes."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,8 +65,15 @@ def test_rows_of_no_weight_do_not_count(problem):
     assert found["first"] == pytest.approx(expected["first"], rel=1e-5)
 
 
-def test_unknown_streams(problem):
+def test_bad_arguments(problem):
     params, calibration, test = problem
     done = quantize(apply, params, calibration, QuantSpec(method="rtn"))
-    with pytest.raises(ValueError, match="unknown streams 'quantized'; expected one of float, both"):
-        layer_errors(apply, params, done, test, streams="quantized")
+    for streams in ("quantized", ["both"]):
+        with pytest.raises(ValueError, match=r"unknown streams .*; expected one of float, both"):
+            layer_errors(apply, params, done, test, streams=streams)
+    with pytest.raises(ValueError, match="expected a QuantizedModel and an Execution, got dict and Execution"):
+        layer_errors(apply, params, done.params, test)
+    with pytest.raises(ValueError, match="the quantized model's parameters are not those of this model"):
+        layer_errors(lambda p, b: b["x"] @ p["w"], {"w": np.ones((12, 3), np.float32)}, done, test)
+    with pytest.raises(ValueError, match="the quantized model has no layers of this model"):
+        layer_errors(apply, params, dataclasses.replace(done, layers={}), test)

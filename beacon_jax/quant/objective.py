@@ -87,7 +87,7 @@ class Objective:
         return self.P, self.G, self.F
 
     def loss(self, q: jax.Array) -> jax.Array:
-        """(C,) the objective at the best scale, for codes q (N, C), but for a constant of the channel.
+        """(C,) the objective over `unit`, at the best scale, for codes q (N, C), but for a constant of the channel.
 
         Computed from target − c q, not as a difference of large terms.
         """

@@ -34,10 +34,11 @@ from beacon_jax.quant.sweep import even_block, map_channel_chunks
 
 STARTS = ("scan", "greedy")
 SCAN = (0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4)  # of the least-squares scale
-AGAIN = (0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2)  # of the scale found; as many as in SCAN, to share its program
+AGAIN = (0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2)  # of the scale found; as many as in SCAN, mostly one program for both
 # With so few inputs good scales lie far apart, and a beam at many of them costs nothing.
 FEW = 32
 SCAN_FEW = tuple(0.4 * (4 / 0.4) ** (i / 31) for i in range(32))
+MOST_RIDGE = 1e6  # beyond it float32 knows nothing else
 DAMPING = 0.01  # of a decoder, in means of diag(P)
 
 
@@ -91,6 +92,8 @@ class BeaconPlusOptions(Options):
         super().__post_init__()
         if self.beam and (self.beam & (self.beam - 1) or self.beam > 64):
             raise ValueError(f"beam must be 0 or a power of two up to 64, got {self.beam}")
+        if self.ridge is not None and self.ridge > MOST_RIDGE:
+            raise ValueError(f"ridge must be at most {MOST_RIDGE:g}, got {self.ridge!r}")
 
     def frees_bias(self, has_bias: bool) -> bool:
         """Whether the bias is free: it is there, and is not to stay."""
@@ -109,13 +112,14 @@ def solve(problem: Problem, options: BeaconPlusOptions) -> Found:
     """Codes of lower error than Beacon's, with the same storage: see the module's docstring for the steps.
 
     The decoder is GPTQ's, in descending order of diag(P), on P + 0.01 · mean diag(P) · I. For an alphabet that is not
-    symmetric, scales of both signs are tried. Rounding to nearest is a candidate as well, at the least-squares scale
-    and at that of the largest weight, so the objective is never above its. Layers of at most 32 inputs have a beam with
-    every effort, at all scales of the start. With start="greedy", bias=False, ridge=0, effort="fast" and beam=0 what is
-    left is Beacon.
+    symmetric, scales of both signs are tried. Rounding to nearest is a candidate of the scan as well, at the
+    least-squares scale and at that of the largest weight, so with start="scan" the objective is never above its. Layers
+    of at most 32 inputs have a beam with every effort, at all scales of the start. With start="greedy", bias=False,
+    ridge=0, effort="fast" and beam=0 what is left is Beacon.
 
     Info: loss (steps, C), the objective after each step that was taken (the paper's start and its sweeps are one), but
-    for a constant of each channel; fixed_point (C,) bool, whether the last sweeps ended with one that changed nothing.
+    for a factor of the layer and a constant of each channel; fixed_point (C,) bool, whether the last sweeps ended with
+    one that changed nothing.
     """
     W, levels = problem.W, problem.levels
     free = options.frees_bias(problem.has_bias)

@@ -1,12 +1,14 @@
 """Options of methods: fields of a frozen dataclass, each with what it means and what it may be."""
 
 import dataclasses
-import math
 import numbers
+import sys
 import types
 import typing
 from collections.abc import Sequence
 from typing import Any
+
+LARGEST = sys.float_info.max
 
 
 def option(
@@ -71,7 +73,7 @@ def _check(field: dataclasses.Field, value: Any) -> None:
     if kind is int and not (_is_number(value, numbers.Integral) and value >= limits["at_least"]):
         raise ValueError(f"{field.name} must be an integer of at least {limits['at_least']}, got {value!r}")
     if kind is float:
-        finite = _is_number(value, numbers.Real) and math.isfinite(value)
+        finite = _is_number(value, numbers.Real) and -LARGEST < value < LARGEST
         if limits["above"] is not None and not (finite and value > limits["above"]):
             raise ValueError(f"{field.name} must be a finite number above {limits['above']:g}, got {value!r}")
         if limits["at_least"] is not None and not (finite and value >= limits["at_least"]):

@@ -169,5 +169,8 @@ def test_options_are_checked():
         METHODS["beacon_plus"].check(beam=3)
     with pytest.raises(ValueError, match="ridge must be a finite number of at least 0, got -1"):
         METHODS["beacon_plus"].check(ridge=-1)
+    for ridge in (1e38, 10**400):
+        with pytest.raises(ValueError, match="ridge must be"):
+            METHODS["beacon_plus"].check(ridge=ridge)
     with pytest.raises(ValueError, match="unknown effort 'slow'"):
         METHODS["beacon_plus"].check(effort="slow")
