@@ -16,11 +16,13 @@ from absl import flags, logging
 from tabulate import tabulate
 from tqdm import tqdm
 
-from beacon_jax import FloatStats, balance_rows, evaluate, quantize
-from beacon_jax.evaluate import reference_of
+from beacon_jax import FloatStats, balance_rows, quantize
+from beacon_jax.batches import example_count, take
 from beacon_jax.layer_errors import layer_errors
 from experiments import common
+from experiments.experiment import Experiment
 from experiments.mixed import spec_of
+from experiments.results import append_line, complete_lines
 from experiments.task import identity_of, make_task
 
 _ALPHABETS = flags.DEFINE_list("alphabets", ["1.58", "2", "3", "4"], "The alphabets.")
@@ -55,12 +57,10 @@ SAID = {"float": "without error correction", "both": "with error correction"}
 
 def first_examples(batches, count):
     """The first `count` examples of batches."""
-    taken = 0
     for batch in batches:
-        size = len(next(iter(batch.values())))
-        yield {key: a[: count - taken] for key, a in batch.items()}
-        taken += size
-        if taken >= count:
+        yield take(batch, 0, min(count, example_count(batch)))
+        count -= example_count(batch)
+        if count <= 0:
             return
 
 
@@ -68,15 +68,11 @@ class Ablation:
     """A task's float model and data."""
 
     def __init__(self, config):
-        self.config, self.task, self.execution = config, make_task(config), common.make_execution(config)
-        self.apply = common.forward_function(self.task.apply, self.execution)
+        self.config, self.task = config, make_task(config)
+        self.experiment = Experiment(config, self.task)
         self.held_out = list(first_examples(self.task.test, _HELD_OUT.value))
-        self.reference = reference_of(self.predictor(self.task.params), self.task.test, self.task.metrics)
+        self.drawn = functools.lru_cache(maxsize=1)(self.task.calibration)
         self.shared: dict = {}
-
-    def predictor(self, params):
-        """batch → outputs with these parameters."""
-        return lambda batch: self.apply(params, batch)
 
     def run(self, method, options, balanced, calibrate_on, alphabet, seed) -> dict:
         """One line: the mean error of the layers, and the metrics."""
@@ -85,15 +81,15 @@ class Ablation:
         spec = spec_of(
             {**quant, "method": method, "alphabet": alphabet, "calibrate_on": calibrate_on, "options": chosen}
         )
-        batches = task.calibration(self.config.data.calibration_images, seed)
+        batches = self.drawn(self.config.data.calibration_images, seed)
         params = task.params
         if balanced:
             params = balance_rows(task.apply, params, next(iter(batches)), spec.layers).params
         stats = self.shared.setdefault((seed, balanced), FloatStats())
-        given = dict(weights=task.weights, execution=self.execution)
+        given = dict(weights=task.weights, execution=self.experiment.execution)
         done = quantize(task.apply, params, batches, spec, float_stats=stats, **given)
         errors = layer_errors(task.apply, params, done, self.held_out, streams=calibrate_on, **given)
-        measured = evaluate(self.predictor(done.params), task.test, task.metrics, self.reference)
+        measured = self.experiment.evaluate(done.params)
         return {
             "error": float(np.mean(list(errors.values()))),
             "layers": errors,
@@ -164,7 +160,7 @@ def main(_):
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "ablation.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = [json.loads(line) for line in complete_lines(path)]
     ablation = Ablation(config)
     about = dict(
         identity=ablation.task.fingerprint(), examples=config.data.calibration_images, held_out=_HELD_OUT.value
@@ -184,8 +180,7 @@ def main(_):
         if line is None:
             found = ablation.run(method, options, balanced, cell["calibrate_on"], cell["alphabet"], cell["seed"])
             line = dict(key=key, **cell, **found)
-            with path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            append_line(path, line)
             logging.info("%s, %s, %s bit: %.5f", cell["title"], cell["calibrate_on"], cell["alphabet"], line["error"])
         shown.append(line)
         (out / "ablation.md").write_text(markdown(shown, ablation.task.metrics))

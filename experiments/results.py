@@ -86,17 +86,22 @@ def append_line(path: Path, line: Mapping[str, Any]) -> None:
             file.write(json.dumps(line) + "\n")
 
 
-def _read_results(path):
+def complete_lines(path: Path) -> list[str]:
+    """The lines of a file, none where there is no file; a last one cut short is dropped from it."""
     if not path.exists():
-        return {}
+        return []
     *complete, rest = path.read_text().split("\n")
     if rest:
         logging.warning("%s ends in an unfinished line, which is dropped", path)
         repaired = path.with_name(path.name + ".partial")
         repaired.write_text("".join(line + "\n" for line in complete))
         repaired.replace(path)
+    return complete
+
+
+def _read_results(path):
     results = {}
-    for number, line in enumerate(complete, 1):
+    for number, line in enumerate(complete_lines(path), 1):
         try:
             result = Result.of_line(json.loads(line))
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:

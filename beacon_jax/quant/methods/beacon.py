@@ -43,13 +43,9 @@ CENTERINGS = ("none", "mean")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BeaconOptions(Options):
-    """Options of Beacon."""
+class SizeOptions(Options):
+    """How much is solved at a time, which beacon_plus has as well."""
 
-    sweeps: int = option(6, "the paper's K, at most; 0 keeps the greedy start", unit="passes", at_least=0)
-    centering: str = option(
-        "none", "mean: quantize W minus its column means and put them back as an offset", choices=CENTERINGS
-    )
     block_size: int = option(128, "coordinates per block, at most", unit="inputs", at_least=1, decides_result=False)
     channel_chunk: int | None = option(
         None,
@@ -57,6 +53,21 @@ class BeaconOptions(Options):
         unit="channels",
         at_least=1,
         decides_result=False,
+    )
+
+    def sizes(self, kernel: jax.Array) -> dict[str, int | None]:
+        """block_size and channel_chunk for a kernel (N, C)."""
+        chunk = self.channel_chunk or _chunk_for_caches(kernel)
+        return {"block_size": even_block(kernel.shape[0], self.block_size), "channel_chunk": chunk}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BeaconOptions(SizeOptions):
+    """Options of Beacon."""
+
+    sweeps: int = option(6, "the paper's K, at most; 0 keeps the greedy start", unit="passes", at_least=0)
+    centering: str = option(
+        "none", "mean: quantize W minus its column means and put them back as an offset", choices=CENTERINGS
     )
 
 
@@ -90,14 +101,12 @@ def solve(problem: Problem, options: BeaconOptions) -> Found:
         problem.levels,
         sweeps=options.sweeps,
         both_signs=not is_symmetric(problem.alphabet),
-        block_size=even_block(W.shape[0], options.block_size),
-        channel_chunk=options.channel_chunk or chunk_for_caches(W),
+        **options.sizes(W),
     )
     return Found(codes, facts.pop("scale"), offset, info=facts)
 
 
-def chunk_for_caches(kernel: jax.Array) -> int | None:
-    """How many channels of a kernel (N, C) to solve at a time: about 1,000 on one CPU, else all (None)."""
+def _chunk_for_caches(kernel):
     if jax.default_backend() != "cpu" or isinstance(kernel, jax.core.Tracer) or len(kernel.sharding.device_set) > 1:
         return None
     channels = kernel.shape[1]

@@ -25,12 +25,12 @@ from beacon_jax.quant.beam import beam_decode
 from beacon_jax.quant.compiling import jit_solver
 from beacon_jax.quant.decoding import Decoder, decode, descending
 from beacon_jax.quant.methods import beacon
-from beacon_jax.quant.methods.options import Options, option
+from beacon_jax.quant.methods.options import option
 from beacon_jax.quant.objective import Objective, bias_change
 from beacon_jax.quant.pairs import pair_moves
 from beacon_jax.quant.problem import Found, Problem
 from beacon_jax.quant.scales import SCALES, least_squares_scale, nonzero, scale_and_offset
-from beacon_jax.quant.sweep import even_block, map_channel_chunks
+from beacon_jax.quant.sweep import map_channel_chunks
 
 STARTS = ("scan", "greedy")
 SCAN = (0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4)  # of the least-squares scale
@@ -60,7 +60,7 @@ EFFORTS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BeaconPlusOptions(Options):
+class BeaconPlusOptions(beacon.SizeOptions):
     """Options of beacon_plus. What is None follows from `effort`."""
 
     effort: str = option(
@@ -79,14 +79,6 @@ class BeaconPlusOptions(Options):
     redecode: bool | None = option(None, "decode again near the scale found")
     beam: int | None = option(None, "lanes of a beam, a power of two up to 64; 0 for no beam", unit="lanes", at_least=0)
     pairs: int | None = option(None, "rounds of moves of two codes", unit="rounds", at_least=0)
-    block_size: int = option(128, "coordinates per block, at most", unit="inputs", at_least=1, decides_result=False)
-    channel_chunk: int | None = option(
-        None,
-        "channels solved at a time; None for all, but about 1,000 on one CPU, for its caches",
-        unit="channels",
-        at_least=1,
-        decides_result=False,
-    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -125,10 +117,7 @@ def solve(problem: Problem, options: BeaconPlusOptions) -> Found:
     free = options.frees_bias(problem.has_bias)
     objective, decoder = _prepare(W, problem.stats, _ridge(problem, options), bias=free, offset=options.offset)
     both_signs, steps = not is_symmetric(problem.alphabet), options.steps(W.shape[0])
-    run = dict(
-        block_size=even_block(W.shape[0], options.block_size),
-        channel_chunk=options.channel_chunk or beacon.chunk_for_caches(W),
-    )
+    run = options.sizes(W)
     few, history = W.shape[0] <= FEW, []
 
     def sweep(best):
