@@ -72,7 +72,9 @@ class Method:
 
     def check(self, **options) -> Options:
         """The options, checked; defaults where none are given. ValueError on an unknown one or a bad value."""
-        known = [field.name for field in dataclasses.fields(self.options)]
+        # Those that decide the result first.
+        fields = sorted(dataclasses.fields(self.options), key=lambda field: not field.metadata["decides_result"])
+        known = [field.name for field in fields]
         for name in options:
             if name not in known:
                 raise ValueError(f"unknown option {name!r} of {self.name}; expected one of {', '.join(known)}")
