@@ -29,6 +29,8 @@ from beacon_jax.report import Coverage, LayerReport, coverage
 from beacon_jax.spec import LayerPlan, QuantSpec
 
 MANY_EQUATIONS = 20_000  # a transformer of 80 blocks has 7,000
+RESIDUAL = "aimed at the residual stream, too"
+RESIDUAL_ROWS = 40  # calibration rows for each input, without which a layer does not aim at the residual stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +117,8 @@ def quantize(
             fingerprint.add([*leaves, execution.forward_dtype, read.text()])
             float_stats.belong_to(fingerprint.digest())
         run = _Run(read, spec, plan, calibration, finished, float_stats, on_layer, leaves)
+        if not run.can_aim_at_residual():
+            logging.warning("no layer to be quantized is added to a residual stream, which the options ask to aim at")
         for stage in range(run.last_stage() + 1):
             (run.all_at_once if spec.calibrate_on == "float" else run.one_by_one)(stage)
         covered = coverage(read, leaves, spec, run.reports, run.layers)
@@ -230,10 +234,36 @@ class _Run:
             stats, seconds = None, 0.0
             if g in wanted:
                 left = more and g == wanted[-1]
-                stats, seconds = self.calibration.statistics(stage, g, known=self._known(names), leave=left)
+                stats, seconds = self.calibration.statistics(
+                    stage, g, known=self._known(names), leave=left, residual=self._residual_of(names) == RESIDUAL
+                )
             self._solve(names, stats, seconds)
         if more:
             self.calibration.leave(stage, float_too=not left)
+
+    def can_aim_at_residual(self) -> bool:
+        """Whether some layer can, where any is asked to."""
+        asked = [name for name, plan in self.plan.items() if plan.reads_residual]
+        return not asked or any(name in self.model.first.residuals for name in asked)
+
+    def _residual_of(self, names: list[str]) -> str | None:
+        """What a group's reports say of the residual stream: RESIDUAL where it is aimed at, or why it is not.
+
+        None where no layer asks for it, or none is added to a residual stream.
+        """
+        asking = [name for name in names if name in self.plan and self.plan[name].reads_residual]
+        added = [name for name in asking if name in self.model.first.residuals]
+        if not added:
+            return None
+        if len(names) > 1:
+            return f"not aimed at the residual stream: its inputs are also those of {len(names) - 1} other layers"
+        rows, inputs = self.calibration.rows(added[0]), self._by_name[added[0]].shape[-2]
+        if rows < RESIDUAL_ROWS * inputs:
+            return (
+                f"not aimed at the residual stream: {rows} calibration rows are fewer than {RESIDUAL_ROWS} for each of "
+                f"the {inputs} inputs"
+            )
+        return RESIDUAL
 
     def _solve(self, names: list[str], stats: GramStats | None, seconds: float) -> None:
         """Quantizes a group's layers, in order, and puts them in place."""
@@ -245,6 +275,8 @@ class _Run:
                 report, matrix = self.finished[name][0], self._placement.everywhere(self.finished[name][1])
             else:
                 report, matrix = self._quantize_layer(self._by_name[name], stats, seconds / todo)
+                notes = report.note, self._residual_of(names) or ""
+                report = dataclasses.replace(report, note="; ".join(filter(None, notes)))
                 if self.float_stats is not None and self.spec.calibrate_on != "quantized":
                     self.float_stats.add(name, stats.float_part())
             self.calibration.put(self._by_name[name], np.asarray(matrix.dequantize()))
@@ -260,6 +292,8 @@ class _Run:
         start = time.perf_counter()
         try:
             placed = self._placement.by_channels(kernel) if kernel.ndim == 2 else kernel
+            if stats.residual is not None:
+                stats = dataclasses.replace(stats, residual=stats.residual.padded(placed.shape[-1]))
             has_bias = layer.name in self.model.biases
             solution = METHODS[plan.method].solve(placed, stats, plan.alphabet, has_bias=has_bias, **plan.options)
         except ValueError as error:
@@ -268,14 +302,13 @@ class _Run:
         matrix = matrix.astype(jnp.float64 if kernel.dtype == jnp.float64 else jnp.float32)
         jax.block_until_ready(matrix)
         seconds = gram_seconds, time.perf_counter() - start
-        return _report(layer, plan, kernel, dataclasses.replace(solution, matrix=matrix), stats, seconds)
+        return _report(layer, plan, kernel, matrix, solution.note or "", stats, seconds)
 
 
 _OPTIONAL = {"sweeps": "sweeps", "fixed_points": "fixed_point"}
 
 
-def _report(layer, plan, kernel, solution, stats, seconds) -> tuple[LayerReport, QuantizedMatrix]:
-    matrix = solution.matrix
+def _report(layer, plan, kernel, matrix, note, stats, seconds) -> tuple[LayerReport, QuantizedMatrix]:
     error, cosine = output_error_and_cosines(kernel, matrix, stats)
     report = LayerReport(
         layer=layer.name,
@@ -290,7 +323,7 @@ def _report(layer, plan, kernel, solution, stats, seconds) -> tuple[LayerReport,
         rows=int(stats.rows.max()),
         gram_seconds=seconds[0],
         solve_seconds=seconds[1],
-        note=solution.note or "",
+        note=note,
         **{key: float(matrix.info[field].mean()) for key, field in _OPTIONAL.items() if field in matrix.info},
     )
     return report, matrix

@@ -154,7 +154,11 @@ class QuantSpec:
         _check_choice("method", method, METHODS)
         # Options belong to a method, so a rule that changes the method starts from that method's defaults.
         options = dict((rule.options or {}) if rule and rule.method else own("options"))
-        METHODS[method].check(**options)
+        if METHODS[method].check(**options).reads_residual and self.calibrate_on != "both":
+            raise ValueError(
+                f"a residual stream can only be aimed at with calibrate_on='both', got {self.calibrate_on!r} with "
+                f"residual={options['residual']!r}"
+            )
         alphabet = own("alphabet")
         return LayerPlan(method, str(alphabet), make_alphabet(alphabet), options)
 
@@ -167,6 +171,11 @@ class LayerPlan:
     alphabet_name: str
     alphabet: np.ndarray
     options: dict[str, Any]
+
+    @property
+    def reads_residual(self) -> bool:
+        """Whether the method takes the change of the residual stream into account."""
+        return METHODS[self.method].check(**self.options).reads_residual
 
 
 def _check_choice(what: str, value: str, known) -> None:
