@@ -74,6 +74,8 @@ class QuantSpec:
 
     def __post_init__(self):
         _check_choice("calibrate_on", self.calibrate_on, CALIBRATE_ON)
+        for what in ("allow_few_rows", "strict"):
+            _check_kind(what, getattr(self, what), bool, "True or False")
         if isinstance(self.rules, (str, Mapping, LayerRule)) or not isinstance(self.rules, Iterable):
             raise ValueError(f"rules is a list of LayerRule or of dicts, got {self.rules!r}")
         rules = tuple(rule if isinstance(rule, LayerRule) else _from_dict(LayerRule, rule) for rule in self.rules)
@@ -89,6 +91,7 @@ class QuantSpec:
                 raise ValueError(f"layers={rule.layers!r} is not a regular expression: {error}") from error
             self._plan_layer(None if rule is self else rule)
         for rule in rules:
+            _check_kind("skip", rule.skip, bool, "True or False")
             if rule.kind is not None:
                 _check_choice("kind", rule.kind, KINDS)
 

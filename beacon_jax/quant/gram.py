@@ -143,6 +143,12 @@ class GramStats:
         return self.x_tilde.shift.dtype
 
     @property
+    def squares(self) -> jax.Array:
+        """(N,) diagonal of X̃ᵀX̃."""
+        own = self.x_tilde
+        return own.variance_sums(self.count) + self.count[..., None] * jnp.square(own.mean(self.count))
+
+    @property
     def dead(self) -> jax.Array:
         """(N,) bool: inputs that are zero in every row of X̃, whose codes change nothing in the output."""
         own = self.x_tilde
@@ -218,6 +224,17 @@ class GramStats:
             None if a.one_stream else a.x.plus(b.x),
             None if a.one_stream else a.cross + b.cross,
             None if a.residual is None else a.residual.plus(b.residual),
+        )
+
+    def divided(self, inputs: jax.Array, outputs: jax.Array) -> "GramStats":
+        """Of the same rows over a unit of the inputs, and one of outputs; each a scalar, or one for each group."""
+        unit = inputs[..., None, None]
+        return dataclasses.replace(
+            self,
+            x_tilde=self.x_tilde.divided(inputs),
+            x=None if self.x is None else self.x.divided(inputs),
+            cross=None if self.cross is None else self.cross / unit / unit,
+            residual=None if self.residual is None else self.residual.divided(inputs, outputs),
         )
 
     def float_part(self) -> "GramStats":

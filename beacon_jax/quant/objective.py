@@ -84,7 +84,11 @@ class Objective:
             P, G, F, more, free = _without_offset(P, G, F, W, more)
         h = matmul(P if G is None else G, W)
         h = h if more is None else h + more
-        target = W - W.mean(0)[None, :] if offset else W
+        # Weights on inputs that never change are of no effect.
+        live = (diagonal > 0)[:, None]
+        target = jnp.where(live, W, 0)
+        if offset:
+            target = jnp.where(live, W - W.mean(0, where=live, keepdims=True), 0)
         rest = None
         if G is not None or more is not None:
             little = LITTLE * jnp.diagonal(P).mean()

@@ -39,6 +39,11 @@ class ResidualChange:
         """The sums of both, whose inputs must have one shift."""
         return jax.tree.map(jnp.add, self, other)
 
+    def divided(self, inputs: jax.Array, outputs: jax.Array) -> "ResidualChange":
+        """Of the same rows, inputs and outputs over units of their own, a scalar each or one for each group."""
+        over = outputs[..., None]
+        return ResidualChange(self.products / inputs[..., None, None] / over[..., None], self.total / over)
+
     def padded(self, outputs: int) -> "ResidualChange":
         """For a kernel with columns of zeros appended until it has so many."""
         more = outputs - self.total.shape[-1]

@@ -157,7 +157,7 @@ def solve(problem: Problem, options: BeaconPlusOptions) -> Found:
         best, fixed = (q, _loss(objective, q)), facts["fixed_point"]
         history.append(best[1])
     else:
-        rounded = _rounded(W, objective, levels)
+        rounded = _rounded(W, problem.live, objective, levels)
         best, fixed = sweep(_decoded(objective, decoder, levels, *rounded, scales, **run))
     if steps.redecode:
         near = _near(objective, best[0], AGAIN)
@@ -185,12 +185,12 @@ def _prepare(W, stats, ridge, residual, *, bias, offset):
 
 
 @jax.jit
-def _rounded(W, objective, levels):
+def _rounded(W, live, objective, levels):
     """(q, loss), each channel's best rounding to nearest."""
     q, loss = None, None
     for scale, symmetric in itertools.product(SCALES, (True, False)):
         if symmetric or objective.free is not None:
-            s, z = scale_and_offset(W, levels, scale, symmetric)
+            s, z = scale_and_offset(W, levels, scale, symmetric, live)
             q, loss = _better(objective, q, loss, levels.nearest((W - z[None, :]) / s[None, :]))
     return q, loss
 
@@ -199,9 +199,10 @@ def _rounded(W, objective, levels):
 def _scan(objective, levels, factors, *, both_signs):
     """(S, C) scales to decode at, these factors of the least-squares scale of each sign."""
     factors, target = jnp.asarray(factors, objective.P.dtype)[:, None], objective.target
-    scales = factors * least_squares_scale(target, levels)[None, :]
+    live = jnp.diagonal(objective.P) > 0
+    scales = factors * least_squares_scale(target, levels, live)[None, :]
     if both_signs:
-        scales = jnp.concatenate([scales, -factors * least_squares_scale(-target, levels)[None, :]])
+        scales = jnp.concatenate([scales, -factors * least_squares_scale(-target, levels, live)[None, :]])
     return scales
 
 
