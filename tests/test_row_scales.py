@@ -8,6 +8,7 @@ from flax import nnx
 from beacon_jax import QuantSpec, balance_rows, quantize
 from beacon_jax.graph.program import leaf_names
 from beacon_jax.models.bert import Bert
+from beacon_jax.models.cnn import ConvNet, split
 from beacon_jax.models.decoder import Decoder
 from beacon_jax.models.vit import ViT
 
@@ -205,6 +206,30 @@ def test_models_of_ours(build, rng, x64):
     assert all(result.spread[name].after < 1e-12 < 0.1 < result.spread[name].before for name in alone)
     again = balance_rows(apply, result.params, batch)
     assert all(np.abs(own.factors - 1).max() < 1e-12 for own in again.folded.values())
+
+
+def test_through_relu_of_the_convolutional_network(rng, x64):
+    """Between convolution, BatchNorm, ReLU and convolution; what also goes on past a block has to stay."""
+    net = ConvNet((2, 4, 6), 3, rngs=nnx.Rngs(params=0))
+    net.eval()
+    graph, params, statistics = split(net)
+    params = uneven(params, rng)
+    images = rng.normal(size=(2, 16, 16, 3))
+
+    def apply(p, x):
+        return nnx.merge(graph, p, statistics)(x)
+
+    result = balance_rows(apply, params, images)
+    norms = {"block2/second/conv": "block2/first", "block3/second/conv": "block3/first"}
+    norms["separable/pointwise"] = "separable/depthwise"
+    assert {name: own.into for name, own in result.folded.items()} == {
+        name: (f"{of}/norm/scale", f"{of}/norm/bias") for name, of in norms.items()
+    }
+    assert len(result.left) == 8 and result.left["block1/conv"].endswith("are added to other values")
+    for name in norms:
+        assert result.spread[name].after < result.spread[name].before
+    assert result.spread["separable/pointwise"].after < 1e-12
+    same_function(apply, params, result, images)
 
 
 def test_only_the_columns_of_the_values_change(rng, x64):
