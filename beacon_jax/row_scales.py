@@ -3,9 +3,9 @@
 A quantized kernel has a scale for each column; its rows share their scales, so rows of unlike size lose more than they
 need to. Where the inputs are x_t = a_t·scale_t + bias_t of two parameters, as after a LayerNorm, scale_t and bias_t can
 be multiplied by r_t and row t of the kernel divided by it: the model stays the same function, up to rounding. The same
-goes for the columns of what makes the values of an attention and the rows of the projection after it, and for a layer or
-a norm before a ReLU, which lets positive factors through. This is done before anything is quantized, and costs nothing
-afterwards.
+goes for the columns of what makes the values of an attention and the rows of the projection after it, and for a layer
+or a norm before a ReLU, which lets positive factors through. This is done before anything is quantized, and costs
+nothing afterwards.
 """
 
 import dataclasses
