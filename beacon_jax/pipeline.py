@@ -32,7 +32,7 @@ from beacon_jax.spec import LayerPlan, QuantSpec
 MANY_EQUATIONS = 20_000  # a transformer of 80 blocks has 7,000
 COSINE_SLACK = 1e-3  # of rounding
 RESIDUAL = "aimed at the residual stream, too"
-RESIDUAL_ROWS = 40  # calibration rows for each input, without which a layer does not aim at the residual stream
+RESIDUAL_ROWS = 20  # calibration rows for each input, without which a layer does not aim at the residual stream
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,7 @@ def apply(params, x):
 def problem(rng):
     shapes = {"a": (WIDTH, HIDDEN), "b": (HIDDEN, WIDTH), "c": (WIDTH,)}
     params = [{k: 0.3 * rng.normal(size=s).astype(np.float32) for k, s in shapes.items()} for _ in range(DEPTH)]
-    return params, [rng.normal(size=(n, WIDTH)).astype(np.float32) for n in (600, 600, 120)]
+    return params, [rng.normal(size=(n, WIDTH)).astype(np.float32) for n in (600, 600, 150)]
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_what_is_said_where_it_cannot_be(problem, caplog):
     spec = QuantSpec(method="beacon_plus", options=dict(effort="fast", residual=1.0))
     few = quantize(apply, params, [batches[2]], spec)
     assert few.reports[1].note == (
-        "not aimed at the residual stream: 120 calibration rows are fewer than 40 for each of the 10 inputs"
+        "not aimed at the residual stream: 150 calibration rows are fewer than 20 for each of the 10 inputs"
     )
     plain = quantize(apply, params, [batches[2]], QuantSpec(method="beacon_plus", options=dict(effort="fast")))
     jax.tree.map(np.testing.assert_array_equal, few.params, plain.params)
