@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from beacon_jax import influence
+from beacon_jax import FloatStats, QuantSpec, influence, quantize
 from beacon_jax.devices import Placement
 from beacon_jax.graph.model import Model
 from beacon_jax.influence import Influence
+from beacon_jax.quant.methods import rtn
+from beacon_jax.quant.methods.table import METHODS, Method
 
 B = 3
 
@@ -78,3 +80,81 @@ def test_rows_that_outputs_without_weight_read_count_least(problem):
     found = factors(*problem, weights=np.array([1, 0, 1], np.float32))
     np.testing.assert_array_equal(found["head"][1], 0.5)
     assert (found["head"][[0, 2]] > 0.6).all()
+
+
+def read_first(params, batch):
+    """Logits of the first of T tokens, which no other one reaches."""
+    hidden = jnp.tanh(batch["x"] @ params["one"])
+    return (hidden @ params["two"])[:, 0] @ params["head"]
+
+
+@pytest.fixture
+def tokens():
+    rng = np.random.default_rng(1)
+    shapes = dict(one=(3, 4), two=(4, 3), head=(3, 2))
+    params = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    batches = [{"x": rng.normal(size=(4, 5, 3)).astype(np.float32)} for _ in range(2)]
+    return params, batches
+
+
+def influenced(**fields):
+    return QuantSpec(**dict(method="rtn", row_weights="influence", layers="one|two") | fields)
+
+
+def test_the_statistics_have_these_weights(tokens, monkeypatch):
+    params, batches = tokens
+    seen = []
+
+    class Spy(Method):
+        def solve(self, kernel, stats, alphabet, **options):
+            seen.append(stats)
+            return super().solve(kernel, stats, alphabet, **options)
+
+    monkeypatch.setitem(METHODS, "rtn", Spy("rtn", rtn.RTNOptions, rtn.solve))
+    given = [np.array([1, 2, 0, 1], np.float32), np.array([1, 1, 1, 3], np.float32)]
+    order = iter(given)
+    quantize(read_first, params, batches, influenced(), weights=lambda batch: next(order))
+    # Tokens that the logits do not depend on keep the half that all have, and the first ones share the other half, each
+    # batch by itself in proportion to the roots that the class finds.
+    model, found = Model(read_first, params), Influence(Placement())
+    for batch, own in zip(batches, given, strict=True):
+        signature = model.add(batch)
+
+        def rows(use, own=own):
+            return np.repeat(own, use.rows // 4)
+
+        found.add(signature, model[signature], jax.tree.leaves(params), [batch["x"]], own, rows)
+    (use,) = model.first.found.layers[0].uses
+    factor = np.stack([found.factor(i, "one", use).reshape(4, 5) for i in range(2)])
+    np.testing.assert_array_equal(factor[:, :, 1:], 0.5)
+    assert (factor[:, :, 0][np.stack(given) > 0] > 0.5).all()
+    x, w = np.stack([batch["x"] for batch in batches]), factor * np.stack(given)[:, :, None]
+    np.testing.assert_allclose(seen[0].H, np.einsum("ibt,ibtn,ibtk->nk", w, x, x), rtol=1e-4, atol=1e-4)
+    assert float(seen[0].count) == pytest.approx(5 * np.concatenate(given).sum(), rel=1e-5)  # factors are 1 on average
+    assert int(seen[0].rows) == 5 * 7
+
+
+def test_the_directions_are_always_the_same(tokens):
+    runs = [quantize(read_first, *tokens, influenced()) for _ in range(2)]
+    for a, b in zip(*(jax.tree.leaves(run.params) for run in runs), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_statistics_of_other_row_weights_are_not_taken(tokens):
+    stats = FloatStats()
+    quantize(read_first, *tokens, influenced(row_weights="uniform"), float_stats=stats)
+    with pytest.raises(ValueError, match="float_stats holds statistics of another"):
+        quantize(read_first, *tokens, influenced(), float_stats=stats)
+
+
+def test_models_without_derivatives_are_named(tokens):
+    def looped(params, batch):
+        logits = read_first(params, batch)
+        return jax.lax.while_loop(lambda y: jnp.abs(y).sum() > 1, lambda y: y / 2, logits)
+
+    with pytest.raises(ValueError, match="row_weights='influence' takes a model that JAX can differentiate"):
+        quantize(looped, *tokens, influenced())
+    with pytest.raises(ValueError, match="the model has no floating-point outputs"):
+        quantize(lambda params, batch: read_first(params, batch).argmax(-1), *tokens, influenced())
+    with pytest.raises(ValueError, match="unknown row_weights 'most'; expected one of uniform, influence"):
+        influenced(row_weights="most")
