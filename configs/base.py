@@ -63,6 +63,7 @@ def get_config() -> ConfigDict:
     config.quant.bits_per_parameter = placeholder(float)  # mean of codes, scales and offsets of what is quantized
     config.quant.candidate_alphabets = ("2", "3", "4")
     config.quant.calibrate_on = "both"  # float, quantized, or both (error correction)
+    config.quant.row_weights = "uniform"  # or influence: rows count by how much the outputs depend on them
     config.quant.options = options()
     config.quant.layers = ".*"  # regular expression over layer names, matched whole
     config.quant.rules = ()  # LayerRule dicts: exceptions for some layers; of several that match the last counts
