@@ -63,23 +63,22 @@ class Influence:
         placed, number = [self._placement.rows(a) for a in batch], len(self._roots)
         try:
             found = self._compiled[key](self._placement.everywhere(leaves), placed, weights, number)
-        except (ValueError, TypeError, NotImplementedError) as error:
+        except (ValueError, NotImplementedError) as error:
             raise ValueError(
                 f"row_weights='influence' takes a model that JAX can differentiate ({str(error).splitlines()[0]}); "
                 "use row_weights='uniform'"
             ) from error
-        roots = {}
-        for layer in traced.found.layers:
-            for use in layer.uses:
-                own, w = np.asarray(found[use.position], np.float64), given(use)
-                own = own if w is None else np.where(w > 0, own, 0)
-                if not np.isfinite(own).all():
-                    raise ValueError(
-                        f"the outputs' derivatives with respect to {layer.name} are not finite for calibration batch "
-                        f"{number}; use row_weights='uniform'"
-                    )
-                place = use.operand, use.view.rows_form
-                roots[place] = roots.get(place, 0.0) + own
+        roots: dict[tuple, Any] = {}
+        for position, (name, use) in _products(traced).items():
+            own, w = np.asarray(found[position], np.float64), given(use)
+            own = own if w is None else np.where(w > 0, own, 0)
+            if not np.isfinite(own).all():
+                raise ValueError(
+                    f"the outputs' derivatives with respect to {name} are not finite for calibration batch {number}; "
+                    "use row_weights='uniform'"
+                )
+            place = use.operand, use.view.rows_form
+            roots[place] = roots.get(place, 0.0) + own
         roots = {place: np.sqrt(own) for place, own in roots.items()}
         for layer in traced.found.layers:
             for use in layer.uses:
@@ -102,10 +101,15 @@ class Influence:
         return (UNIFORM + (1 - UNIFORM) * relative).astype(np.float32)
 
 
+def _products(traced: Traced) -> dict[int, tuple[str, Use]]:
+    """{position: a layer of it and its use}; of kernels that are joined for one product the last."""
+    return {use.position: (layer.name, use) for layer in traced.found.layers for use in layer.uses}
+
+
 def _backward(traced: Traced, placement: Placement):
     """Compiled: (leaves, batch, weights, number) → {position of a layer's product: influence of its rows}."""
     program = traced.program
-    uses = {use.position: use for layer in traced.found.layers for use in layer.uses}
+    uses = {position: use for position, (_, use) in _products(traced).items()}
     made = {position: program.equations[position].outputs[0] for position in uses}
     floats = [p for p in uses if jnp.issubdtype(program.avals[made[p]].dtype, jnp.floating)]
     wanted = [v for v in program.outputs if isinstance(v, int) and program.depends[1][v]]
@@ -117,10 +121,9 @@ def _backward(traced: Traced, placement: Placement):
     shapes = {p: tuple(program.avals[made[p]].shape[i] for i in order[p]) for p in uses}
 
     @jax.jit
-    def influence(leaves, batch, weights, number):
+    def influence(leaves, constants, batch, weights, number):
         first = len(program.leaves)
         given = [leaves[v] for v in whole.leaves], [batch[v - first] for v in whole.given]
-        constants = [program.constants[v] for v in whole.constants]
 
         def outputs(taps):
             through = {made[p]: functools.partial(_tap, order[p], tap) for p, tap in taps.items()}
@@ -138,7 +141,8 @@ def _backward(traced: Traced, placement: Placement):
         found |= {p: jnp.ones(shapes[p]) for p in uses if p not in floats}
         return placement.constrained({p: _by_rows(a, uses[p].view) for p, a in found.items()}, placement.replicated)
 
-    return influence
+    constants = placement.everywhere([program.constants[v] for v in whole.constants])
+    return lambda leaves, *given: influence(leaves, constants, *given)
 
 
 def _by_rows(a, view):

@@ -54,8 +54,8 @@ class QuantSpec:
         correction). "quantized": the model whose earlier layers are quantized, for the output as well. "both": the
         float model's output from the quantized model's inputs (error correction).
       row_weights: how much the rows of a layer's inputs count, beside the weights given to `quantize`. "uniform": all
-        alike. "influence": half of it alike, half by the root of what the model's outputs depend on them, found by
-        differentiating the model (see influence.py), which must fit into memory for a batch.
+        alike. "influence": half of it alike, half in proportion to the root of how much the model's outputs depend
+        on them (see influence.py): the model is differentiated, which takes the memory of a backward pass of a batch.
       options: keyword arguments of the method.
       rules: exceptions, LayerRule or dicts of its fields; a rule's layers are quantized even where `layers` does not
         match, and of several matching rules the last counts. A kernel that the model also uses in another way, such as
