@@ -21,11 +21,12 @@ from beacon_jax.calibration_data import checked_batch, checked_weights
 from beacon_jax.devices import Placement
 from beacon_jax.execution import Execution
 from beacon_jax.float_stats import Fingerprint
-from beacon_jax.graph.layers import Layer
+from beacon_jax.graph.layers import Layer, Use
 from beacon_jax.graph.model import Model, Signature
 from beacon_jax.graph.program import Unsupported
 from beacon_jax.graph.row_weights import RowWeights
 from beacon_jax.graph.stages import Piece, piece
+from beacon_jax.influence import Influence
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.streams import ActivationStream
 
@@ -46,10 +47,18 @@ class Calibration:
     `quantized` holds the parameter leaves with every kernel that was `put`.
     """
 
-    def __init__(self, model: Model, leaves: list[Any], streams: Sequence[str], execution: Execution):
+    def __init__(
+        self,
+        model: Model,
+        leaves: list[Any],
+        streams: Sequence[str],
+        execution: Execution,
+        row_weights: str = "uniform",
+    ):
         self.model, self.execution, self.placement = model, execution, Placement(execution.mesh)
         self._stack = contextlib.ExitStack()
-        self.quantized = list(leaves)
+        self.quantized, self._leaves = list(leaves), leaves
+        self._influence = Influence(self.placement) if row_weights == "influence" else None
         self.streams = [
             Stream(name, leaves if name == "float" else self.quantized, self._stack.enter_context(self._storage()))
             for name in streams
@@ -93,6 +102,9 @@ class Calibration:
             self._weights.append(own)
             self.examples += max((len(a) for a in leaves if a.ndim), default=1)
             traced = self.model[signature]
+            if self._influence is not None:
+                rules = self._given_weights(signature, own)
+                self._influence.add(signature, traced, self._leaves, leaves, own, rules)
             given = traced.stages[0].given
             first = traced.program.inputs[0] if traced.program.inputs else 0
             for stream in self.streams:
@@ -124,6 +136,16 @@ class Calibration:
         if (signature, shape) not in self._row_weights:
             self._row_weights[signature, shape] = self.model[signature].row_weights(shape)
         return self._row_weights[signature, shape]
+
+    def _given_weights(self, signature, weights) -> Callable[[Use], np.ndarray | None]:
+        """The weights of a use's rows that follow from those given for a batch."""
+        rules = {} if weights is None else self._rules(signature, weights.shape)
+
+        def given(use):
+            rule = rules.get((use.operand, use.view.rows_form))
+            return np.asarray(rule(jnp.asarray(weights))) if isinstance(rule, RowWeights) else None
+
+        return given
 
     def rows(self, layer: str) -> int:
         """Rows of positive weight that all batches give a layer (each of its groups).
@@ -171,7 +193,7 @@ class Calibration:
             if float_too or stream.name != "float":
                 for i in range(len(stream.data)):
                     step = self._step(stage, [], i, [stream], onward=True)
-                    _, output = _add_batch(step, [], self._arrays([stream], step, i), None)
+                    _, output = _add_batch(step, [], self._arrays([stream], step, i), None, [])
                     stream.data.put(i, output)
 
     def put(self, layer: Layer, kernel: np.ndarray) -> None:
@@ -206,10 +228,18 @@ class Calibration:
         for i in range(len(self._signatures)):
             step = self._step(stage, groups, i, self.streams, onward, residual)
             weights = self._weights[i]
-            stats, output = _add_batch(step, stats, self._arrays(self.streams, step, i), weights)
+            factors = [self._factors(stage, g, i) for g in groups]
+            stats, output = _add_batch(step, stats, self._arrays(self.streams, step, i), weights, factors)
             if onward:
                 self.streams[0].data.put(i, output)
         return stats
+
+    def _factors(self, stage, group, i):
+        """What the rows' weights are multiplied with, for each use of a group."""
+        layer = self.model[self._signatures[i]].stages[stage].groups[group][0]
+        if self._influence is None:
+            return [None] * len(layer.uses)
+        return [self._influence.factor(i, layer.name, use) for use in layer.uses]
 
     def _arrays(self, streams, step, i):
         """What each stream's piece takes: leaves, data, constants."""
@@ -258,16 +288,18 @@ class _Step:
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _add_batch(step: _Step, stats, arrays, weights):
+def _add_batch(step: _Step, stats, arrays, weights, factors):
     """The statistics with the batch in them, and what the first stream's piece gives beyond the layers' inputs."""
     values = [iter(own(*given)) for own, given in zip(step.pieces, arrays, strict=True)]
     added = []
-    for own, uses in zip(stats, step.uses, strict=True):
+    for own, uses, multiplied in zip(stats, step.uses, factors, strict=True):
         operands = [[next(stream) for stream in values] for _ in uses]
         change = None if own.residual is None else _difference(*(next(stream) for stream in values))
-        for (view, rule), operand in zip(uses, operands, strict=True):
+        for (view, rule), factor, operand in zip(uses, multiplied, operands, strict=True):
             rows = [view.rows(a) for a in operand]
-            own = _updated(own, rows, None if rule is None else rule(weights), change)
+            given = None if rule is None else rule(weights)
+            given = given if factor is None else factor if given is None else given * factor
+            own = _updated(own, rows, given, change)
         added.append(own)
     placed = step.placement
     output = [placed.constrained(a, placed.by_rows(a.shape)) for a in values[0]]
@@ -285,4 +317,7 @@ def _updated(stats: GramStats, rows: list[jax.Array], weights: jax.Array | None,
     x, x_tilde = rows if len(rows) == 2 else (rows[0], None)
     if not stats.groups:
         return stats.update(x, x_tilde, weights, change)
-    return jax.vmap(lambda own, *rows: own.update(*rows, weights=weights))(stats, *rows)
+    if weights is None:
+        return jax.vmap(lambda own, *rows: own.update(*rows))(stats, *rows)
+    weights = jnp.broadcast_to(weights, (*stats.groups, weights.shape[-1]))
+    return jax.vmap(lambda own, weights, *rows: own.update(*rows, weights=weights))(stats, weights, *rows)

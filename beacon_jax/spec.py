@@ -12,6 +12,7 @@ from beacon_jax.quant.alphabets import make_alphabet
 from beacon_jax.quant.methods.table import METHODS
 
 CALIBRATE_ON = ("float", "quantized", "both")
+ROW_WEIGHTS = ("uniform", "influence")
 KINDS = ("dense", "grouped", "conv")
 
 
@@ -52,6 +53,9 @@ class QuantSpec:
       calibrate_on: what a layer's inputs are taken from. "float": the float model (X̃ = X; Beacon without error
         correction). "quantized": the model whose earlier layers are quantized, for the output as well. "both": the
         float model's output from the quantized model's inputs (error correction).
+      row_weights: how much the rows of a layer's inputs count, beside the weights given to `quantize`. "uniform": all
+        alike. "influence": half of it alike, half in proportion to the root of how much the model's outputs depend
+        on them (see influence.py): the model is differentiated, which takes the memory of a backward pass of a batch.
       options: keyword arguments of the method.
       rules: exceptions, LayerRule or dicts of its fields; a rule's layers are quantized even where `layers` does not
         match, and of several matching rules the last counts. A kernel that the model also uses in another way, such as
@@ -60,13 +64,14 @@ class QuantSpec:
       strict: make it an error if any parameter is left in float that no rule with `skip` names.
 
     Raises:
-      ValueError: unknown method, alphabet, option, kind or calibrate_on; bad regular expression.
+      ValueError: unknown method, alphabet, option, kind, calibrate_on or row_weights; bad regular expression.
     """
 
     method: str = "beacon"
     alphabet: str | float | Sequence[float] = "2"
     layers: str = ".*"
     calibrate_on: str = "both"
+    row_weights: str = "uniform"
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     rules: Sequence[LayerRule | Mapping[str, Any]] = ()
     allow_few_rows: bool = False
@@ -76,6 +81,7 @@ class QuantSpec:
         _check_choice("calibrate_on", self.calibrate_on, CALIBRATE_ON)
         for what in ("allow_few_rows", "strict"):
             _check_kind(what, getattr(self, what), bool, "True or False")
+        _check_choice("row_weights", self.row_weights, ROW_WEIGHTS)
         if isinstance(self.rules, (str, Mapping, LayerRule)) or not isinstance(self.rules, Iterable):
             raise ValueError(f"rules is a list of LayerRule or of dicts, got {self.rules!r}")
         rules = tuple(rule if isinstance(rule, LayerRule) else _from_dict(LayerRule, rule) for rule in self.rules)

@@ -16,11 +16,19 @@ def options(**given) -> ConfigDict:
     return config
 
 
-def table_row(title: str, method: str, calibrate_on: str, *, balance_rows: bool | None = None, **given) -> ConfigDict:
-    """A row with these options; balance_rows as in config.quant where it is None."""
+def table_row(
+    title: str,
+    method: str,
+    calibrate_on: str,
+    *,
+    balance_rows: bool | None = None,
+    row_weights: str | None = None,
+    **given,
+) -> ConfigDict:
+    """A row with these options; balance_rows and row_weights as in config.quant where they are None."""
     row = ConfigDict(dict(title=title, method=method, calibrate_on=calibrate_on, options=options(**given)))
-    row.balance_rows = placeholder(bool)
-    row.balance_rows = balance_rows
+    row.balance_rows, row.row_weights = placeholder(bool), placeholder(str)
+    row.balance_rows, row.row_weights = balance_rows, row_weights
     return row
 
 
@@ -68,6 +76,7 @@ def get_config() -> ConfigDict:
     config.quant.bits_per_parameter = placeholder(float)  # mean of codes, scales and offsets of what is quantized
     config.quant.candidate_alphabets = ("2", "3", "4")
     config.quant.calibrate_on = "both"  # float, quantized, or both (error correction)
+    config.quant.row_weights = "uniform"  # or influence: rows count by how much the outputs depend on them
     config.quant.options = options()
     config.quant.layers = ".*"  # regular expression over layer names, matched whole
     config.quant.rules = ()  # LayerRule dicts: exceptions for some layers; of several that match the last counts
@@ -130,6 +139,19 @@ def get_config() -> ConfigDict:
     config.rows.plus_ec = table_row("Beacon plus w/ E.C.", "beacon_plus", "both")
     config.rows.plus_thorough_ec = table_row("Beacon plus, thorough, w/ E.C.", "beacon_plus", "both", effort="thorough")
     config.rows.plus_rows_ec = table_row("Beacon plus + row scales w/ E.C.", "beacon_plus", "both", balance_rows=True)
+    config.rows.plus_residual_ec = table_row(
+        "Beacon plus + residual stream w/ E.C.", "beacon_plus", "both", residual=0.5
+    )
+    config.rows.plus_influence_ec = table_row(
+        "Beacon plus + influence w/ E.C.", "beacon_plus", "both", row_weights="influence"
+    )
+    config.rows.plus_influence_residual_ec = table_row(
+        "Beacon plus + influence, residual stream w/ E.C.",
+        "beacon_plus",
+        "both",
+        row_weights="influence",
+        residual=0.5,
+    )
 
     # experiments/train.py
     config.train = ConfigDict()

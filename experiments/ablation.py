@@ -32,24 +32,32 @@ _ONLY = flags.DEFINE_enum("only", "", ["", "float", "both"], "Only without (floa
 _HELD_OUT = flags.DEFINE_integer("held_out", 512, "Test examples to measure the layers' errors on.")
 
 PLAIN = dict(effort="fast", start="greedy", bias=False, ridge=0.0, beam=0)
-# (title, method, options, whether row scales are folded first)
+# (title, method, options, other fields of config.quant)
 ROWS = (
-    ("RTN, least-squares scale", "rtn", dict(scale="lsq"), False),
-    ("GPTQ, act_order", "gptq", dict(act_order=True), False),
-    ("GPTQ, act_order, bias", "gptq", dict(act_order=True, bias=True), False),
-    ("GPTQ, least-squares scale, act_order, bias", "gptq", dict(scale="lsq", act_order=True, bias=True), False),
-    ("COMQ", "comq", {}, False),
-    ("COMQ, least-squares scale", "comq", dict(scale="lsq"), False),
-    ("Beacon", "beacon", {}, False),
-    ("+ bias", "beacon_plus", {**PLAIN, "bias": True}, False),
-    ("+ ridge", "beacon_plus", {**PLAIN, "bias": True, "ridge": None}, False),
-    ("+ decoded start (fast)", "beacon_plus", dict(effort="fast"), False),
-    ("+ decoded again", "beacon_plus", dict(effort="fast", redecode=True), False),
-    ("+ beam (default)", "beacon_plus", dict(effort="default"), False),
-    ("+ pairs, wider beam (thorough)", "beacon_plus", dict(effort="thorough"), False),
-    ("+ row scales", "beacon_plus", dict(effort="thorough"), True),
-    ("default + row scales", "beacon_plus", dict(effort="default"), True),
-    ("default + offset", "beacon_plus", dict(effort="default", offset=True), False),
+    ("RTN, least-squares scale", "rtn", dict(scale="lsq"), {}),
+    ("GPTQ, act_order", "gptq", dict(act_order=True), {}),
+    ("GPTQ, act_order, bias", "gptq", dict(act_order=True, bias=True), {}),
+    ("GPTQ, least-squares scale, act_order, bias", "gptq", dict(scale="lsq", act_order=True, bias=True), {}),
+    ("COMQ", "comq", {}, {}),
+    ("COMQ, least-squares scale", "comq", dict(scale="lsq"), {}),
+    ("Beacon", "beacon", {}, {}),
+    ("+ bias", "beacon_plus", {**PLAIN, "bias": True}, {}),
+    ("+ ridge", "beacon_plus", {**PLAIN, "bias": True, "ridge": None}, {}),
+    ("+ decoded start (fast)", "beacon_plus", dict(effort="fast"), {}),
+    ("+ decoded again", "beacon_plus", dict(effort="fast", redecode=True), {}),
+    ("+ beam (default)", "beacon_plus", dict(effort="default"), {}),
+    ("+ pairs, wider beam (thorough)", "beacon_plus", dict(effort="thorough"), {}),
+    ("+ row scales", "beacon_plus", dict(effort="thorough"), dict(balance_rows=True)),
+    ("default + row scales", "beacon_plus", dict(effort="default"), dict(balance_rows=True)),
+    ("default + offset", "beacon_plus", dict(effort="default", offset=True), {}),
+    ("default + influence", "beacon_plus", dict(effort="default"), dict(row_weights="influence")),
+    ("default + residual stream", "beacon_plus", dict(effort="default", residual=0.5), {}),
+    (
+        "default + influence + residual stream",
+        "beacon_plus",
+        dict(effort="default", residual=0.5),
+        dict(row_weights="influence"),
+    ),
 )
 BASE = "Beacon"
 SAID = {"float": "without error correction", "both": "with error correction"}
@@ -74,14 +82,14 @@ class Ablation:
         self.drawn = functools.lru_cache(maxsize=1)(self.task.calibration)
         self.shared: dict = {}
 
-    def run(self, method, options, balanced, calibrate_on, alphabet, seed) -> dict:
+    def run(self, method, options, more, calibrate_on, alphabet, seed) -> dict:
         """One line: the mean error of the layers, and the metrics."""
-        quant = dict(method=method, options=options, balance_rows=balanced, calibrate_on=calibrate_on)
-        quant, task = {**self.config.quant.to_dict(), **quant, "alphabet": alphabet}, self.task
+        quant = dict(method=method, options=options, calibrate_on=calibrate_on, alphabet=alphabet, **more)
+        quant, task = {**self.config.quant.to_dict(), **quant}, self.task
         spec = spec_of(quant)
         batches = self.drawn(self.config.data.calibration_images, seed)
         params = self.experiment.float_params(quant, batches)
-        stats = self.shared.setdefault((seed, balanced), FloatStats())
+        stats = self.shared.setdefault((seed, quant["balance_rows"], spec.row_weights), FloatStats())
         given = dict(weights=task.weights, execution=self.experiment.execution)
         done = quantize(task.apply, params, batches, spec, float_stats=stats, **given)
         errors = layer_errors(task.apply, params, done, self.held_out, streams=calibrate_on, **given)
@@ -168,14 +176,15 @@ def main(_):
         for on in ([_ONLY.value] if _ONLY.value else SAID)
         for alphabet in _ALPHABETS.value
         for row in rows
+        if on == "both" or "residual" not in row[2]  # which differs from the float one by error correction alone
     ]
     shown = []
-    for (_, method, options, balanced), cell in tqdm(cells, desc="cells", unit="cell", disable=None):
-        balanced = balanced or config.quant.balance_rows
-        key = identity_of(**about, **cell, method=method, options=options, balanced=balanced)
+    common_fields = {name: config.quant[name] for name in ("balance_rows", "row_weights")}
+    for (_, method, options, more), cell in tqdm(cells, desc="cells", unit="cell", disable=None):
+        key = identity_of(**about, **cell, method=method, options=options, **{**common_fields, **more})
         line = next((line for line in lines if line["key"] == key), None)
         if line is None:
-            found = ablation.run(method, options, balanced, cell["calibrate_on"], cell["alphabet"], cell["seed"])
+            found = ablation.run(method, options, more, cell["calibrate_on"], cell["alphabet"], cell["seed"])
             line = dict(key=key, **cell, **found)
             append_line(path, line)
             logging.info("%s, %s, %s bit: %.5f", cell["title"], cell["calibrate_on"], cell["alphabet"], line["error"])

@@ -30,7 +30,10 @@ ALLOWED = {  # folder or file -> what of beacon_jax it may import
     "spec.py": {"graph", "quant"},
     "report.py": {"graph", "quant", "spec"},
     "calibration_data.py": set(),
-    "calibration.py": {"calibration_data", "devices", "execution", "float_stats", "graph", "quant", "streams"},
+    "influence.py": {"devices", "graph", "output_change"},
+    "calibration.py": {
+        "calibration_data", "devices", "execution", "float_stats", "graph", "influence", "quant", "streams"
+    },
     "pipeline.py": {
         "calibration", "devices", "execution", "float_stats", "frameworks", "graph", "quant", "report", "spec"
     },
