@@ -42,6 +42,8 @@ class QuantizedModel:
       places: {layer name: its leaf's path and its place in the leaf}, for files.
       reports: what was done to each layer.
       coverage: what was done to each parameter.
+      spec: by which it was quantized.
+      plan: {layer name: what the spec said of it}.
     """
 
     params: Any
@@ -49,6 +51,8 @@ class QuantizedModel:
     places: dict[str, tuple]
     reports: list[LayerReport]
     coverage: Coverage
+    spec: QuantSpec
+    plan: dict[str, LayerPlan]
 
 
 def quantize(
@@ -121,7 +125,13 @@ def quantize(
         logging.info("%s", covered)
         places = {layer.name: (read.leaves[layer.leaf], layer.place) for layer in read.layers if layer.name in plan}
         return QuantizedModel(
-            jax.tree.unflatten(structure, calibration.quantized), run.layers, places, run.reports, covered
+            jax.tree.unflatten(structure, calibration.quantized),
+            run.layers,
+            places,
+            run.reports,
+            covered,
+            spec,
+            plan,
         )
 
 

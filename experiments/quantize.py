@@ -49,7 +49,9 @@ def main(_):
     if hasattr(task.test, "summary"):
         print(f"test data: {task.test.summary()}")
     if hosts.first():
-        save_quantized(out / "quantized.safetensors", params, quantized.layers, quantized.places)
+        metrics = {name: dataclasses.asdict(measured) for name, measured in list(evaluations.values())[-1].items()}
+        path = out / "quantized.safetensors"
+        save_quantized(path, quantized, params=params, fingerprint=cell.key, metrics=metrics)
     results = {
         which: {name: dataclasses.asdict(measured) for name, measured in evaluation.items()}
         for which, evaluation in evaluations.items()

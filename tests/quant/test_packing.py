@@ -60,7 +60,7 @@ def test_unpacking_under_jit_without_64_bits(levels):
 
 
 def test_the_layout():
-    np.testing.assert_array_equal(pack_codes(np.array([[1, 2, 3, 0]], np.uint8), 4), [0b0110_0101])  # low bits, high bits
+    np.testing.assert_array_equal(pack_codes(np.array([[1, 2, 3, 0]], np.uint8), 4), [0b0110_0101])
     # 9 ternary codes: two numbers, the even codes and the odd ones, lowest digit first.
     packed = pack_codes(np.array([[1, 2, 0], [0, 2, 1], [1, 1, 2]], np.uint8), 3)
     np.testing.assert_array_equal(packed, [1 + 0 * 3 + 2 * 9 + 1 * 27 + 2 * 81, 2 + 0 * 3 + 1 * 9 + 1 * 27])
