@@ -8,6 +8,7 @@ from beacon_jax.execution import Execution
 from beacon_jax.float_stats import FloatStats
 from beacon_jax.norm_tuning import NormTuning, tune_norms
 from beacon_jax.packed import PackedLeaf, dequantize, pack_params
+from beacon_jax.packed_function import run_packed
 from beacon_jax.pipeline import QuantizedModel, quantize
 from beacon_jax.quant.alphabets import make_alphabet
 from beacon_jax.quant.gram import GramStats
@@ -49,6 +50,7 @@ __all__ = [
     "make_mesh",
     "pack_params",
     "quantize",
+    "run_packed",
     "save_params",
     "save_quantized",
     "tune_norms",

@@ -13,6 +13,7 @@ import numpy as np
 from beacon_jax import version_1
 from beacon_jax.checkpoint import about_kernel, kernel_of, kernel_tensors, named_leaves, named_path, tree_of
 from beacon_jax.graph.place import Place
+from beacon_jax.metrics.base import Measured
 from beacon_jax.packed import PackedLeaf, is_packed, pack_params
 from beacon_jax.pipeline import QuantizedModel
 from beacon_jax.quant.alphabets import NAMED
@@ -36,7 +37,7 @@ class ModelRecord:
       reports: of the layers, in the order in which they were quantized; seconds are nan, since they are not kept.
       coverage: of the parameters.
       versions: {package: version} that wrote it.
-      fingerprint, licence, metrics: as given to `save_quantized`.
+      model, fingerprint, licence, metrics: as given to `save_quantized`.
     """
 
     version: int
@@ -45,9 +46,10 @@ class ModelRecord:
     reports: tuple[LayerReport, ...] = ()
     coverage: Coverage | None = None
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    model: str = ""
     fingerprint: str | None = None
     licence: str | None = None
-    metrics: Mapping[str, Any] | None = None
+    metrics: Mapping[str, Measured] = dataclasses.field(default_factory=dict)
 
 
 def save_quantized(
@@ -55,9 +57,10 @@ def save_quantized(
     result: QuantizedModel,
     *,
     params: Any = None,
+    model: str = "",
     fingerprint: str | None = None,
     licence: str | None = None,
-    metrics: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Measured] | None = None,
 ) -> None:
     """Writes a quantized model: packed codes, scales, offsets, every other parameter as it is, and what was done.
 
@@ -67,13 +70,13 @@ def save_quantized(
       path: the file, replaced in one atomic step.
       result: what `quantize` returned.
       params: its parameters with others than the quantized kernels changed, as norm tuning does; None: as they are.
+      model: the name of the model that the parameters are of.
       fingerprint: of model, data and settings, where there is one.
       licence: under which the weights are.
-      metrics: what was measured, {name: number, or a dict of numbers}.
+      metrics: what was measured, as `evaluate` returns it.
 
     Raises:
       ValueError: parameters of other shapes or dtypes than those quantized, or a quantized kernel that was changed.
-      TypeError: metrics that JSON has no form for.
     """
     leaves = named_leaves(pack_params(result.params if params is None else params, result.layers, result.places))
     for leaf in result.coverage.leaves:
@@ -96,9 +99,10 @@ def save_quantized(
         "reports": [{key: v for key, v in report.items() if key not in _SECONDS} for report in reports],
         "coverage": dataclasses.asdict(result.coverage),
         "versions": {"beacon_jax": VERSION, "jax": jax.__version__, "numpy": np.__version__},
+        "model": model,
         "fingerprint": fingerprint,
         "licence": licence,
-        "metrics": None if metrics is None else dict(metrics),
+        "metrics": {name: dataclasses.asdict(measured) for name, measured in (metrics or {}).items()},
     }
     write_tensors(path, "quantized", tensors, about)
 
@@ -113,7 +117,7 @@ def load_quantized(path: str | os.PathLike, like: Any = None) -> tuple[Any, dict
       ValueError: a damaged file, not a quantized model, one of another structure than `like`, or one in double
         precision where that is off.
     """
-    leaves, record = _read(path)
+    leaves, record = read_quantized(path)
     packed = [leaf for leaf in leaves.values() if is_packed(leaf)]
     layers = {name: kernel.unpack() for leaf in packed for name, kernel in zip(leaf.layers, leaf.kernels, strict=True)}
     order = [report.layer for report in record.reports] or list(layers)
@@ -127,13 +131,13 @@ def load_packed(path: str | os.PathLike, like: Any = None) -> Any:
     `dequantize` makes float parameters of it, inside jit where they are used: what stays in memory is the codes.
     The structure is a nested dict, or that of `like`. Errors as `load_quantized`.
     """
-    leaves, _ = _read(path)
+    leaves, _ = read_quantized(path)
     return tree_of(path, jax.tree.map(jnp.asarray, leaves), like)
 
 
 def load_record(path: str | os.PathLike) -> ModelRecord:
     """What a file of `save_quantized` says beside the parameters, all of it checked. Errors as `load_quantized`."""
-    return _read(path)[1]
+    return read_quantized(path)[1]
 
 
 def _tensors_of(name: str, leaf: PackedLeaf) -> dict[str, Any]:
@@ -149,8 +153,8 @@ def _about_leaf(leaf: PackedLeaf) -> dict[str, Any]:
     return {"shape": list(leaf.shape), "dtype": leaf.dtype, "layers": layers}
 
 
-def _read(path) -> tuple[dict[str, np.ndarray | PackedLeaf], ModelRecord]:
-    """{name: leaf}, on the host, and the record, everything checked."""
+def read_quantized(path: str | os.PathLike) -> tuple[dict[str, np.ndarray | PackedLeaf], ModelRecord]:
+    """{name: leaf}, on the host, and the record, everything checked. Errors as `load_quantized`."""
     file = read_tensors(path)
     if file.kind != "quantized":
         raise ValueError(f"{path} holds {_OTHERS[file.kind]}, not a quantized model; read it with load_{file.kind}")
@@ -199,7 +203,8 @@ def _record_of(about) -> ModelRecord:
         spec=QuantSpec.from_dict(about["spec"]),
         reports=tuple(reports),
         coverage=Coverage(tuple(leaves), about["coverage"]["multiplications"]),
-        **{key: about[key] for key in ("options", "versions", "fingerprint", "licence", "metrics")},
+        **{key: about[key] for key in ("options", "versions", "model", "fingerprint", "licence")},
+        metrics={name: Measured(**fields) for name, fields in about["metrics"].items()},
     )
 
 

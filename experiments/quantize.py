@@ -49,9 +49,8 @@ def main(_):
     if hasattr(task.test, "summary"):
         print(f"test data: {task.test.summary()}")
     if hosts.first():
-        metrics = {name: dataclasses.asdict(measured) for name, measured in list(evaluations.values())[-1].items()}
-        path = out / "quantized.safetensors"
-        save_quantized(path, quantized, params=params, fingerprint=cell.key, metrics=metrics)
+        about = dict(model=config.model.name, fingerprint=cell.key, metrics=list(evaluations.values())[-1])
+        save_quantized(out / "quantized.safetensors", quantized, params=params, **about)
     results = {
         which: {name: dataclasses.asdict(measured) for name, measured in evaluation.items()}
         for which, evaluation in evaluations.items()

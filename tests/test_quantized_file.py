@@ -21,6 +21,7 @@ from beacon_jax import (
     save_quantized,
 )
 from beacon_jax.checkpoint import save_layer
+from beacon_jax.metrics.base import Measured
 from beacon_jax.tensor_file import read_tensors, write_tensors
 from tests.small_model import make_params, make_result
 
@@ -59,11 +60,11 @@ def test_packed_parameters(path):
 
 def test_the_record(path, tmp_path):
     result = make_result()
-    metrics = {"top1": {"value": 98.5, "stderr": 0.5, "count": 500}}
-    save_quantized(path, result, fingerprint="abc", licence="CC0-1.0", metrics=metrics)
+    metrics = {"top1": Measured(98.5, 0.5, 500)}
+    save_quantized(path, result, model="small", fingerprint="abc", licence="CC0-1.0", metrics=metrics)
     record = load_record(path)
     assert record.version == 2 and record.coverage == result.coverage and record.spec.to_dict() == result.spec.to_dict()
-    assert (record.fingerprint, record.licence, record.metrics) == ("abc", "CC0-1.0", metrics)
+    assert (record.model, record.fingerprint, record.licence, record.metrics) == ("small", "abc", "CC0-1.0", metrics)
     assert record.options == {name: {"symmetric": False} for name in result.layers}
     without = dict(gram_seconds=0, solve_seconds=0)
     expected = [dataclasses.replace(report, **without) for report in result.reports]
