@@ -46,6 +46,8 @@ class QuantizedModel:
       places: {layer name: its leaf's path and its place in the leaf}, for files.
       reports: what was done to each layer.
       coverage: what was done to each parameter.
+      spec: by which it was quantized.
+      plan: {layer name: what the spec said of it}.
     """
 
     params: Any
@@ -53,6 +55,8 @@ class QuantizedModel:
     places: dict[str, tuple]
     reports: list[LayerReport]
     coverage: Coverage
+    spec: QuantSpec
+    plan: dict[str, LayerPlan]
 
 
 def quantize(
@@ -129,7 +133,13 @@ def quantize(
             layer.name: (read.leaves[layer.leaf], layer.place) for layer in read.layers if layer.name in run.layers
         }
         return QuantizedModel(
-            jax.tree.unflatten(structure, calibration.quantized), run.layers, places, run.reports, covered
+            jax.tree.unflatten(structure, calibration.quantized),
+            run.layers,
+            places,
+            run.reports,
+            covered,
+            spec,
+            plan,
         )
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from beacon_jax.graph.model import Model
-from beacon_jax.quant.packing import bits_per_code
+from beacon_jax.quant.packing import packed_bytes
 from beacon_jax.quant.quantized import QuantizedMatrix
 from beacon_jax.spec import QuantSpec
 
@@ -161,10 +161,10 @@ def coverage(
 
 
 def _bits(matrix: QuantizedMatrix) -> int:
-    """Of codes, scales and offsets."""
+    """Of codes, scales and offsets, as they are in a file."""
     floats = matrix.scale.size + (0 if matrix.offset is None else matrix.offset.size)
-    width = bits_per_code(len(matrix.alphabet))
-    return matrix.codes.size * width + floats * 8 * jnp.dtype(matrix.scale.dtype).itemsize
+    codes = packed_bytes(len(matrix.alphabet), matrix.codes.size)
+    return 8 * codes + floats * 8 * jnp.dtype(matrix.scale.dtype).itemsize
 
 
 def _multiplications(model: Model, done) -> float:

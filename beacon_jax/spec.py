@@ -107,6 +107,10 @@ class QuantSpec:
         options = {k: v for k, v in (fields.get("options") or {}).items() if v is not None}
         return _from_dict(cls, {**fields, "options": options})
 
+    def to_dict(self) -> dict[str, Any]:
+        """Its fields, of JSON's types, of which `from_dict` makes the same spec."""
+        return _plain(dataclasses.asdict(self))
+
     def plan(self, layers: Sequence[Layer], others: Sequence[str] = ()) -> dict[str, "LayerPlan"]:
         """The layers to quantize, in the order given, and how.
 
@@ -185,6 +189,19 @@ class LayerPlan:
     def reads_residual(self) -> bool:
         """Whether the method takes the change of the residual stream into account."""
         return METHODS[self.method].check(**self.options).reads_residual
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its fields, of JSON's types."""
+        return _plain(dataclasses.asdict(self))
+
+
+def _plain(value: Any) -> Any:
+    """Dicts, lists, and Python's numbers instead of other mappings, sequences and arrays."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(own) for key, own in value.items()}
+    if hasattr(value, "__array__"):
+        return np.asarray(value).tolist()
+    return [_plain(own) for own in value] if isinstance(value, (list, tuple)) else value
 
 
 def _check_choice(what: str, value: str, known) -> None:

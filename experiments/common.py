@@ -1,6 +1,7 @@
 """What the scripts share: configuration, errors, and a model's forward pass."""
 
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from beacon_jax import Execution, make_mesh
+from beacon_jax import Execution, make_mesh, run_packed
 from beacon_jax.devices import Placement
 from beacon_jax.execution import run_in
 from configs import base
@@ -86,11 +87,14 @@ def make_execution(config: ConfigDict) -> Execution:
 
 
 def forward_function(apply, execution: Execution):
-    """The jitted function (params, batch) → outputs, floating point as float32, and whole on every device."""
-    placement = Placement(execution.mesh)
+    """The jitted function (params, batch) → outputs, floating point as float32, and whole on every device.
+
+    Parameters may be packed, as `load_packed` gives them.
+    """
+    placement, run = Placement(execution.mesh), functools.partial(run_in, execution.forward_dtype, apply)
 
     def forward(params, batch):
-        outputs = run_in(execution.forward_dtype, apply, params, batch)
+        outputs = run_packed(run)(params, batch)
         outputs = jax.tree.map(lambda a: a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a, outputs)
         return placement.constrained(outputs, placement.replicated)
 

@@ -15,10 +15,12 @@ from safetensors.numpy import save_file
 
 from beacon_jax import LayerReport, balance_rows, load_params, load_quantized, save_quantized
 from beacon_jax.evaluate import Measured, Perplexity, Top1, evaluate
+from beacon_jax.models.convert import convert_state_dict, read_state_dict
 from beacon_jax.models.vit import create_vit
 from configs import base, digits
 from experiments import common, grid, quantize, render, results
 from experiments.experiment import Experiment
+from experiments.files import evaluated, export
 from experiments.grid import TUNED
 from experiments.task import make_task
 from tests.models.test_convert import timm_state
@@ -81,6 +83,19 @@ def test_quantize_writes_a_model_that_loads(tmp_path):
     apply = jax.jit(task.apply)
     result = evaluate(lambda batch: apply(params, batch), task.test, {"top1": Top1()})["top1"]
     assert len(layers) == 16 and result.value == pytest.approx(line["quantized"]["top1"]["value"])
+    for setting in SMALL:
+        key, _, value = setting.removeprefix("--config.").partition("=")
+        config.update_from_flattened_dict({key: int(value)})
+    table = evaluated(config, tmp_path / "quantized.safetensors").splitlines()
+    assert len(table) == 2 + len(task.metrics) and all(row.endswith("  the same") for row in table[2:])
+    config.model.name = "deit_cifar10"
+    with pytest.raises(ValueError, match="holds the model deit_digits, and the configuration is for deit_cifar10"):
+        evaluated(config, tmp_path / "quantized.safetensors")
+    exported = tmp_path / "timm.safetensors"
+    said = export(tmp_path / "quantized.safetensors", exported, "timm")
+    assert said.startswith(f"{exported}: 56 float32 tensors in timm's naming")
+    again = convert_state_dict(read_state_dict(exported), create_vit("deit_digits"))
+    jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
 @pytest.mark.parametrize(

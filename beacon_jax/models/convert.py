@@ -6,7 +6,7 @@ Strict: every tensor of the checkpoint must find its place, every parameter its 
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -17,13 +17,31 @@ from safetensors import SafetensorError, safe_open
 
 from beacon_jax.models.vit import ViT
 
-# What becomes of a tensor, by the kind of module it belongs to: {our leaf: (its leaf, transformation)}.
-_AS_IS: dict[str, tuple[str, Callable]] = {"": ("", lambda a: a)}
-_LAYER_SCALE = {"gamma": ("gamma", lambda a: a)}
-_NORM = {"scale": ("weight", lambda a: a), "bias": ("bias", lambda a: a)}
-_DENSE = {"kernel": ("weight", lambda a: a.T), "bias": ("bias", lambda a: a)}
-# A convolution over patches is a dense map of the flattened patch: (out, c, h, w) → (h·w·c, out).
-_PATCH = {"kernel": ("weight", lambda a: a.transpose(2, 3, 1, 0).reshape(-1, len(a))), "bias": ("bias", lambda a: a)}
+
+def _same(a, *_):
+    return a
+
+
+def _transposed(a, *_):
+    return a.T
+
+
+def _patches(a):
+    """A convolution over patches is a dense map of the flattened patch: (out, c, h, w) → (h·w·c, out)."""
+    return a.transpose(2, 3, 1, 0).reshape(-1, len(a))
+
+
+def _convolution(a, model):
+    p = model.patch_size
+    return a.reshape(p, p, model.channels, -1).transpose(3, 2, 0, 1)
+
+
+# What becomes of a tensor, by the kind of module it belongs to: {our leaf: (its leaf, to ours, from ours)}.
+_AS_IS: dict[str, tuple[str, Callable, Callable]] = {"": ("", _same, _same)}
+_LAYER_SCALE = {"gamma": ("gamma", _same, _same)}
+_NORM = {"scale": ("weight", _same, _same), "bias": ("bias", _same, _same)}
+_DENSE = {"kernel": ("weight", _transposed, _transposed), "bias": ("bias", _same, _same)}
+_PATCH = {"kernel": ("weight", _patches, _convolution), "bias": ("bias", _same, _same)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +110,8 @@ def convert_state_dict(state: Mapping[str, np.ndarray], model: ViT) -> dict:
     name_of = _naming(state)
     expected = flatten_dict(model.param_shapes(), sep="/")
     params, used, missing, misshapen = {}, set(), [], []
-    for ours, kind, row, i in _rows(model.depth):
-        for leaf, (theirs, transform) in kind.items():
+    for ours, kind, row, i in rows_of(model.depth):
+        for leaf, (theirs, transform, _) in kind.items():
             target = "/".join(filter(None, (ours, leaf)))
             if target not in expected:
                 continue
@@ -167,7 +185,8 @@ def _fitting_positions(pos_embed: np.ndarray, model: ViT) -> np.ndarray:
     return resize_positions(pos_embed, before, (side, side), (to, to))
 
 
-def _rows(depth: int):
+def rows_of(depth: int) -> Iterator[tuple[str, dict, _Row, int]]:
+    """(our module, its kind, its row of the table, the block) of a model of that depth."""
     for row in _TABLE:
         for i in range(depth) if "{i}" in row.ours else (0,):
             yield row.ours.format(i=i), row.kind, row, i

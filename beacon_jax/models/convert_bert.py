@@ -3,7 +3,7 @@
 Strict: every tensor of the checkpoint must find its place, every parameter its tensor, and every shape must fit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -86,7 +86,7 @@ def convert_bert_state_dict(state: Mapping[str, np.ndarray], model: Bert) -> dic
       ValueError: each by name, tensors left over, missing or of another shape.
     """
     expected = flatten_dict(model.param_shapes(), sep="/")
-    rows = list(_rows(model.depth))
+    rows = list(rows_of(model.depth))
     names = {theirs for _, theirs, _ in rows}
     missing = [theirs for _, theirs, _ in rows if theirs not in state]
     left_over = sorted(set(state) - names - _UNUSED)
@@ -105,7 +105,7 @@ def convert_bert_state_dict(state: Mapping[str, np.ndarray], model: Bert) -> dic
     return unflatten_dict(params, sep="/")
 
 
-def _rows(depth: int):
+def rows_of(depth: int) -> Iterator[tuple[str, str, bool]]:
     """(our parameter, its tensor, whether it is transposed) of a model of that depth."""
     for ours, kind, theirs in _TABLE:
         for i in range(depth) if "{i}" in ours else (0,):
