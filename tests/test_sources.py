@@ -142,7 +142,7 @@ def test_tfds(tfds_dir, name, split, count, key):
         ("image_folder", "test", "", FileNotFoundError, "no image folder or zip file at ''"),
         ("image_folder", "test", "{}/none", FileNotFoundError, "no image folder or zip file at .*none"),
         ("image_folder", "test", "{}/empty", ValueError, "holds no images"),
-        ("image_folder", "test", "{}/only_train", ValueError, "no folder test or validation or val for the test split"),
+        ("image_folder", "test", "{}/only_train", ValueError, "no folder test or .* or val with .* the test split"),
         ("image_folder", "test", "{}/classless", ValueError, "a.jpg in .* has no class"),
         ("image_folder", "test", "{}/stray", ValueError, "1 classes of .* are ImageNet-1k's and 1 are not, .*'misc'"),
         ("image_folder", "test", "{}/broken.zip", ValueError, "neither a folder nor a readable zip file"),
