@@ -5,16 +5,14 @@ Strict: every tensor of the checkpoint must find its place, every parameter its 
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import jax
 import numpy as np
 from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError, safe_open
 
+from beacon_jax.models.state_dict import some_of
 from beacon_jax.models.vit import ViT
 
 # What becomes of a tensor, by the kind of module it belongs to: {our leaf: (its leaf, transformation)}.
@@ -189,46 +187,3 @@ def _naming(state: Mapping[str, np.ndarray]) -> Callable[[_Row, int], list[str]]
         return [name.format(i=i, p=prefix, head=head) for name in names]
 
     return name_of
-
-
-def some_of(names: list[str], most: int = 4) -> str:
-    """The first few names, for a message."""
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
-
-
-def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The tensors of a .safetensors file, or of a .pth, .pt or .bin file read by torch without running code from it.
-
-    Raises:
-      FileNotFoundError: no such file.
-      ValueError: another ending, a damaged file, or one that holds more than tensors.
-      ImportError: torch is needed and not installed.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {str(path)!r}")
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="numpy") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a readable safetensors file ({error}); is it truncated?") from error
-    if path.suffix not in (".pth", ".pt", ".bin"):
-        raise ValueError(f"a checkpoint ends in .safetensors, .pth, .pt or .bin, got {path.name!r}")
-    return _read_torch(path)
-
-
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    import pickle
-
-    try:
-        import torch
-    except ImportError as error:
-        raise ImportError(f"reading {path.name} needs torch: pip install torch, or use a .safetensors file") from error
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is damaged, or holds more than tensors, which is not loaded: {error}") from error
-    for wrapper in ("model", "state_dict"):
-        state = state.get(wrapper, state)
-    return {name: tensor.float().numpy() for name, tensor in state.items()}
