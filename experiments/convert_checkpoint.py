@@ -30,6 +30,9 @@ HUB = {
     "deit_tiny_distilled_patch16_224": "timm/deit_tiny_distilled_patch16_224.fb_in1k",
     "vit_base_patch16_224": "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k",
     "vit_small_patch16_224": "timm/vit_small_patch16_224.augreg_in21k_ft_in1k",
+    "deit3_base_patch16_224": "timm/deit3_base_patch16_224.fb_in1k",
+    "deit3_small_patch16_224": "timm/deit3_small_patch16_224.fb_in1k",
+    "vit_base_patch16_clip_224": "timm/vit_base_patch16_clip_224.openai_ft_in1k",
 }
 
 _MODEL = flags.DEFINE_string("model", None, "A row of beacon_jax.models.vit.VARIANTS.", required=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from beacon_jax.models.vit import LAYER_NORM_EPS, ViT
+from beacon_jax.models.vit import ViT
 from beacon_jax.preprocessing import NORMALIZATIONS
 
 # Up to here an epsilon adds nothing to the variance of a ViT's activations that shows in its logits.
@@ -45,10 +45,10 @@ def check_configs(folder: Path, model: ViT, name: str, normalization: str) -> No
             for key in keys:
                 if key in pixels and not _equal(pixels[key], ours):
                     raise ValueError(f"{path} says that {key} is {pixels[key]!r}, and for {name} it is {ours}")
-        if (eps := config.get("layer_norm_eps", LAYER_NORM_EPS)) != LAYER_NORM_EPS:
+        if (eps := config.get("layer_norm_eps", model.epsilon)) != model.epsilon:
             if not (isinstance(eps, (int, float)) and 0 <= eps <= _HARMLESS_EPS):
-                raise ValueError(f"{path} says that layer_norm_eps is {eps!r}, and for {name} it is {LAYER_NORM_EPS}")
-            logging.warning("%s: layer_norm_eps is %g, and for %s it is %g", path, eps, name, LAYER_NORM_EPS)
+                raise ValueError(f"{path} says that layer_norm_eps is {eps!r}, and for {name} it is {model.epsilon}")
+            logging.warning("%s: layer_norm_eps is %g, and for %s it is %g", path, eps, name, model.epsilon)
 
 
 def _wanted(model: ViT, name: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Strict: every tensor of the checkpoint must find its place, every parameter its 
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping
 
 import jax
@@ -37,6 +38,7 @@ class _Row:
 _TABLE = (
     _Row("cls_token", _AS_IS, "cls_token", "{p}.embeddings.cls_token"),
     _Row("dist_token", _AS_IS, "dist_token", "{p}.embeddings.distillation_token"),
+    _Row("reg_token", _AS_IS, "reg_token"),
     _Row("pos_embed", _AS_IS, "pos_embed", "{p}.embeddings.position_embeddings"),
     _Row("patch_embed/proj", _PATCH, "patch_embed.proj", "{p}.embeddings.patch_embeddings.projection"),
     _Row(
@@ -66,7 +68,9 @@ _TABLE = (
         "blocks_{i}/mlp/fc2", _DENSE, "blocks.{i}.mlp.fc2",
         "{p}.encoder.layer.{i}.output.dense", "{p}.layers.{i}.mlp.fc2",
     ),
+    _Row("norm_pre", _NORM, "norm_pre"),
     _Row("norm", _NORM, "norm", "{p}.layernorm"),
+    _Row("fc_norm", _NORM, "fc_norm"),
     _Row("head", _DENSE, "head", "{head}"),
     _Row("head_dist", _DENSE, "head_dist", "distillation_classifier"),
 )  # fmt: skip
@@ -115,7 +119,7 @@ def convert_state_dict(state: Mapping[str, np.ndarray], model: ViT) -> dict:
     problems = {"missing": missing, "left over": sorted(set(state) - used), "misshapen": misshapen}
     if any(problems.values()):
         said = "; ".join(f"{len(names)} {what}: {some_of(names)}" for what, names in problems.items() if names)
-        raise ValueError(f"this checkpoint is not one of the model given: {said}")
+        raise ValueError(f"this checkpoint is not one of the model given{_looks_like(state)}: {said}")
     return unflatten_dict(params, sep="/")
 
 
@@ -153,7 +157,7 @@ def resize_positions(
 
 def _fitting_positions(pos_embed: np.ndarray, model: ViT) -> np.ndarray:
     """Resized where they are of another image size; as they are where they can be of no image of this model."""
-    before, to = model.tokens_before, model.image_size // model.patch_size
+    before, to = model.positions_before, model.image_size // model.patch_size
     patches = pos_embed.shape[1] - before if pos_embed.ndim == 3 else 0
     side = math.isqrt(max(patches, 0))
     if pos_embed.shape[::2] != (1, model.width) or side in (0, to) or side**2 != patches:
@@ -163,6 +167,32 @@ def _fitting_positions(pos_embed: np.ndarray, model: ViT) -> np.ndarray:
         side, side, side * model.patch_size, to, to, model.image_size,
     )  # fmt: skip
     return resize_positions(pos_embed, before, (side, side), (to, to))
+
+
+# What tells of other models, the first that some name matches; of the last two there is a model here.
+_FAMILIES = (
+    (r"^(clip\.)?vision_model\.", "CLIP or SigLIP in Hugging Face's names, which are not converted"),
+    (r"^visual\.", "CLIP in OpenAI's or OpenCLIP's names, which are not converted; timm's are"),
+    (r"\.layer_scale1\.", "DINOv2 in Hugging Face's names, which are not converted; timm's are"),
+    (r"^(mask_token|register_tokens)$", "DINOv2 in Meta's names, which are not converted; timm's are"),
+    (r"^decoder_(blocks|embed|pos_embed)", "a masked autoencoder with its decoder, which is not converted"),
+    (r"^attn_pool\.", "SigLIP, pooled by attention, which is not converted"),
+    (r"blocks_token_only\.", "CaiT, which is not converted"),
+    (r"^layers\.\d+\.(blocks|downsample)\.", "Swin, which is not converted"),
+    (r"relative_position_bias|\.gamma_1$|attn\.q_bias$|\.mlp\.(fc1_g|w12)\.", "BEiT, EVA or DINOv3, not converted"),
+    (r"attn\.q_norm\.", "a ViT with norms of queries and keys, which is not converted"),
+    (r"^pre_logits\.", "a ViT with a layer before its head, which is not converted"),
+    (r"^patch_embed\.backbone\.", "a ViT behind a convolutional network, which is not converted"),
+    (r"^(layer1|stages)\.", "a convolutional network, which is not converted"),
+    (r"\.ls1\.gamma$", "DeiT III or DINOv2 in timm's names"),
+    (r"^norm_pre\.", "CLIP in timm's names"),
+)
+
+
+def _looks_like(state: Mapping[str, np.ndarray]) -> str:
+    found = (family for pattern, family in _FAMILIES if any(re.search(pattern, name) for name in state))
+    family = next(found, None)
+    return f" (it looks like {family})" if family else ""
 
 
 def _rows(depth: int):
@@ -177,7 +207,10 @@ def _naming(state: Mapping[str, np.ndarray]) -> Callable[[_Row, int], list[str]]
         return lambda row, i: [row.timm.format(i=i)]
     prefix = next((p for p in ("vit", "deit") if f"{p}.embeddings.cls_token" in state), None)
     if prefix is None:
-        raise ValueError(f"neither timm's nor Hugging Face's names of a ViT or DeiT classifier: {some_of(list(state))}")
+        like = _looks_like(state)
+        raise ValueError(
+            f"neither timm's nor Hugging Face's names of a ViT or DeiT classifier{like}: {some_of(list(state))}"
+        )
     loaded = any(name.startswith(f"{prefix}.layers.") for name in state)
     head = "cls_classifier" if "cls_classifier.weight" in state else "classifier"
 
