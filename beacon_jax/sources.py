@@ -4,9 +4,12 @@ A source has `len`, `read(i)` -> (image, label) and `name(i)`. The image is an e
 (H, W, c), uint8 or float32 in 0 … 1.
 """
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+from absl import logging
 
 from beacon_jax.folder_labels import labelled_files
 from beacon_jax.image_files import open_files
@@ -37,7 +40,8 @@ class ArraySource:
 class TfdsSource:
     """A split of a dataset that TFDS prepared as array_record, read without TensorFlow.
 
-    Raises FileNotFoundError where it is not prepared, with the command to prepare it.
+    Of several versions it is the one that TFDS takes by itself, else the newest that is prepared, which is logged as a
+    warning. Raises FileNotFoundError where none is prepared, with the command to prepare it.
     """
 
     def __init__(self, dataset: str, split: str, data_dir: str | None):
@@ -45,8 +49,17 @@ class TfdsSource:
 
         builder = tfds.builder(dataset, data_dir=data_dir or None)
         prepare = f"tfds build {dataset} --file_format=array_record --data_dir={builder.data_dir_root}"
-        if split not in builder.info.splits:
+        versions = _prepared_versions(Path(builder.data_dir).parent)
+        if not versions:
             raise FileNotFoundError(f"{dataset} is not prepared in {builder.data_dir}; prepare it by: {prepare}")
+        if str(builder.version) not in versions:
+            logging.warning("%s %s is not prepared, read is version %s", dataset, builder.version, versions[-1])
+            builder = tfds.builder_from_directory(str(Path(builder.data_dir).parent / versions[-1]))
+        if split not in builder.info.splits or not {"image", "label"} <= set(builder.info.features):
+            raise FileNotFoundError(
+                f"{builder.data_dir} has no split {split} of images and labels, but {', '.join(builder.info.splits)} "
+                f"of {', '.join(builder.info.features)}; prepare it again by: {prepare}"
+            )
         try:
             self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
         except NotImplementedError as error:
@@ -68,6 +81,13 @@ class TfdsSource:
         record = self._records[i]
         name = record.get("file_name", record.get("id", b""))
         return f"image {i} ({name.decode()})" if name else f"image {i}"
+
+
+def _prepared_versions(folder: Path) -> list[str]:
+    """The versions of a dataset that lie in its folder, the newest last."""
+    found = [info.parent.name for info in folder.glob("*/dataset_info.json")]
+    found = [name for name in found if re.fullmatch(r"\d+\.\d+\.\d+", name)]
+    return sorted(found, key=lambda name: [int(part) for part in name.split(".")])
 
 
 class FolderSource:
