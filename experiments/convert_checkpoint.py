@@ -8,7 +8,6 @@ a repository of the hub, of which model.safetensors and config.json are download
 at --revision; by default timm's repository for the model. A config.json beside the weights must describe the model.
 """
 
-import os
 from pathlib import Path
 
 from absl import flags
@@ -69,13 +68,12 @@ def main(_):
     source = _SOURCE.value or HUB.get(_MODEL.value)
     if source is None:
         raise ValueError(f"{_MODEL.value} has no checkpoint on the hub; give a local file with --source")
-    local, out = Path(os.path.expanduser(source)), os.path.expanduser(_OUT.value)
-    looks_local = local.exists() or local.suffix in (*ENDINGS, ".json") or source.startswith(("/", ".", "~"))
-    path = local if looks_local else fetch(source, _REVISION.value)
+    looks_local = Path(source).exists() or Path(source).suffix in (*ENDINGS, ".json") or source.startswith(("/", "."))
+    path = Path(source) if looks_local else fetch(source, _REVISION.value)
     state = read_state_dict(path)
     check_configs(path if path.is_dir() else path.parent, model, _MODEL.value, NORMALIZATION[_MODEL.value])
-    save_params(out, convert_state_dict(state, model), model=_MODEL.value)
-    print(f"{_MODEL.value} from {source}: {out}")
+    save_params(_OUT.value, convert_state_dict(state, model), model=_MODEL.value)
+    print(f"{_MODEL.value} from {source}: {_OUT.value}")
 
 
 if __name__ == "__main__":
