@@ -6,13 +6,10 @@ import struct
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from beacon_jax.preprocessing import UnreadableImageError
+from beacon_jax.preprocessing import UnreadableImageError, decoded_formats
 
 MAX_FILE_BYTES = 2**28  # of one image file, as it lies or unpacked from a zip file
 MAX_ENTRIES = 20_000_000  # of a zip file; each takes about a kilobyte of memory
-
-# What PIL identifies but hands to other programs, or does not decode at all.
-_NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 
 
 @functools.cache
@@ -20,8 +17,8 @@ def image_suffixes() -> frozenset[str]:
     """The endings, in lower case and with the dot, of files that PIL decodes by itself."""
     from PIL import Image
 
-    known = Image.registered_extensions()
-    return frozenset(end for end, kind in known.items() if kind in Image.OPEN and kind not in _NOT_DECODED)
+    kinds = decoded_formats()
+    return frozenset(end for end, kind in Image.registered_extensions().items() if kind in kinds)
 
 
 def is_image(name: str) -> bool:

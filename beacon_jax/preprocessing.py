@@ -6,6 +6,7 @@ torchvision's Resize and CenterCrop (and so of timm's evaluation), pixel for pix
 """
 
 import dataclasses
+import functools
 import io
 
 import numpy as np
@@ -41,6 +42,19 @@ class UnreadableImageError(ValueError):
     """An image that cannot be decoded."""
 
 
+# What PIL identifies but hands to other programs, or does not decode at all.
+_NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+
+
+@functools.cache
+def decoded_formats() -> tuple[str, ...]:
+    """The formats that PIL decodes by itself."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(kind for kind in Image.OPEN if kind not in _NOT_DECODED)
+
+
 def decode(encoded: bytes, preset: Preset | None = None) -> np.ndarray:
     """An image file's bytes as uint8 RGB (H, W, 3), resized and cropped by `preset`.
 
@@ -57,7 +71,7 @@ def decode(encoded: bytes, preset: Preset | None = None) -> np.ndarray:
     # All of these mean damage.
     errors = OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning
     try:
-        with Image.open(io.BytesIO(encoded)) as file:
+        with Image.open(io.BytesIO(encoded), formats=decoded_formats()) as file:
             most = Image.MAX_IMAGE_PIXELS
             if most is not None and file.width * file.height > most:
                 raise UnreadableImageError(f"{file.width} × {file.height} pixels are more than {most}, PIL's limit")

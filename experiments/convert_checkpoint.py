@@ -17,6 +17,7 @@ from beacon_jax.models.checkpoint_config import check_configs
 from beacon_jax.models.convert import convert_state_dict
 from beacon_jax.models.state_dict import ENDINGS, read_state_dict
 from beacon_jax.models.vit import NORMALIZATION, create_vit
+from beacon_jax.preprocessing import NORMALIZATIONS
 from experiments import common
 
 # timm's own repositories of the models' default weights.
@@ -71,7 +72,8 @@ def main(_):
     looks_local = Path(source).exists() or Path(source).suffix in (*ENDINGS, ".json") or source.startswith(("/", "."))
     path = Path(source) if looks_local else fetch(source, _REVISION.value)
     state = read_state_dict(path)
-    check_configs(path if path.is_dir() else path.parent, model, _MODEL.value, NORMALIZATION[_MODEL.value])
+    normalization = NORMALIZATIONS[NORMALIZATION[_MODEL.value]]
+    check_configs(path if path.is_dir() else path.parent, model, _MODEL.value, normalization)
     save_params(_OUT.value, convert_state_dict(state, model), model=_MODEL.value)
     print(f"{_MODEL.value} from {source}: {_OUT.value}")
 

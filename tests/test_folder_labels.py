@@ -88,6 +88,12 @@ UNDERSTOOD = {
     "below shared folders": (["data/all/notes.txt", "data/all/x/1.jpg", "data/all/y/1.jpg", "more/readme.md"], "test", {
         "data/all/x/1.jpg": 0, "data/all/y/1.jpg": 1,
     }),
+    "Kaggle's ImageNet": (
+        [f"ILSVRC/{k}/CLS-LOC/{p}/x.{e}" for k, e in (("Annotations", "xml"), ("Data", "JPEG"))
+         for p in (f"train/{A}", f"train/{C}", f"val/{C}")] + ["ILSVRC/Data/CLS-LOC/test/1.JPEG", "LOC_solution.csv"],
+        "test",
+        {f"ILSVRC/Data/CLS-LOC/val/{C}/x.JPEG": 999},
+    ),
     "hidden and macOS files": ([".git/a/1.jpg", "a/.x.jpg", "__MACOSX/a/1.jpg", "a/1.jpg", "b/1.jpg"], "test", {
         "a/1.jpg": 0, "b/1.jpg": 1,
     }),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beacon_jax.preprocessing import UnreadableImageError, decode
+from beacon_jax.preprocessing import UnreadableImageError, decode, decoded_formats
 from tests.test_preprocessing import encoded, photo
 
 H, W = 5, 6
@@ -175,6 +175,12 @@ def test_lossy_files_are_near_the_picture(mode, kind):
 def test_numbers_without_a_range_are_refused_by_name(file, message):
     with pytest.raises(UnreadableImageError, match=message):
         decode(file)
+
+
+def test_files_that_other_programs_would_decode_are_not_handed_to_them():
+    assert "JPEG" in decoded_formats() and "EPS" not in decoded_formats()
+    with pytest.raises(UnreadableImageError, match="of no kind of image file that PIL can identify"):
+        decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
 
 
 def test_only_the_first_frame_is_read():

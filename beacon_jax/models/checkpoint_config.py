@@ -9,20 +9,19 @@ import numpy as np
 from absl import logging
 
 from beacon_jax.models.vit import ViT
-from beacon_jax.preprocessing import NORMALIZATIONS
 
 # Up to here an epsilon adds nothing to the variance of a ViT's activations that shows in its logits.
 _HARMLESS_EPS = 1e-5
 
 
-def check_configs(folder: Path, model: ViT, name: str, normalization: str) -> None:
+def check_configs(folder: Path, model: ViT, name: str, normalization: tuple[tuple[float, ...], ...]) -> None:
     """Compares config.json (timm's or Hugging Face's) and preprocessor_config.json, where they are there.
 
     Args:
       folder: where they lie.
       model: the model.
       name: what it is called, a row of `vit.VARIANTS`.
-      normalization: of its pixels, a key of `preprocessing.NORMALIZATIONS`.
+      normalization: mean and deviation of its pixels, a value of `preprocessing.NORMALIZATIONS`.
 
     Raises:
       ValueError: a file that is no JSON object, or a value that the model does not have, by name. An epsilon of the
@@ -39,9 +38,7 @@ def check_configs(folder: Path, model: ViT, name: str, normalization: str) -> No
         for key, value in wanted.items():
             if key in config and config[key] != value:
                 raise ValueError(f"{path} says that {key} is {config[key]!r}, and for {name} it is {value!r}")
-        for keys, ours in zip(
-            (("mean", "image_mean"), ("std", "image_std")), NORMALIZATIONS[normalization], strict=True
-        ):
+        for keys, ours in zip((("mean", "image_mean"), ("std", "image_std")), normalization, strict=True):
             for key in keys:
                 if key in pixels and not _equal(pixels[key], ours):
                     raise ValueError(f"{path} says that {key} is {pixels[key]!r}, and for {name} it is {ours}")

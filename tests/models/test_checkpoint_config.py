@@ -4,6 +4,7 @@ import pytest
 
 from beacon_jax.models.checkpoint_config import check_configs
 from beacon_jax.models.vit import create_vit
+from beacon_jax.preprocessing import NORMALIZATIONS
 
 NAME = "deit_tiny_patch16_224"
 HUGGING_FACE = {
@@ -21,11 +22,11 @@ PIXELS = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225
 def check(folder, config, pixels=PIXELS):
     (folder / "config.json").write_text(config if isinstance(config, str) else json.dumps(config), encoding="utf-8")
     (folder / "preprocessor_config.json").write_text(json.dumps(pixels), encoding="utf-8")
-    check_configs(folder, create_vit(NAME), NAME, "imagenet")
+    check_configs(folder, create_vit(NAME), NAME, NORMALIZATIONS["imagenet"])
 
 
 def test_what_fits(tmp_path, caplog):
-    check_configs(tmp_path, create_vit(NAME), NAME, "imagenet")  # without any file
+    check_configs(tmp_path, create_vit(NAME), NAME, NORMALIZATIONS["imagenet"])  # without any file
     with caplog.at_level("WARNING", logger="absl"):
         check(tmp_path, TIMM)
         check(tmp_path, HUGGING_FACE | {"layer_norm_eps": 1e-6})
