@@ -88,13 +88,17 @@ class ZipFiles:
     """
 
     def __init__(self, path: Path):
-        _check_entries(path)
+        count = _entry_count(path)
         try:
             self._zip = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
+        except OSError:
+            raise
+        except Exception as error:  # zipfile raises whatever damaged bytes lead to
             raise ValueError(
                 f"{path} is neither a folder nor a readable zip file ({error}); is it truncated?"
             ) from error
+        if (len(self._zip.infolist()) - count) % 2**16:
+            raise ValueError(f"{path} is damaged: it has {len(self._zip.infolist())} entries and says {count}")
         self._entries: dict[str, zipfile.ZipInfo] = {}
         self._children: dict[str, tuple[set[str], set[str]]] = {"": (set(), set())}
         for entry in self._zip.infolist():
@@ -125,16 +129,20 @@ class ZipFiles:
         """The unpacked bytes of a file.
 
         Raises:
-          UnreadableImageError: too large, or compressed in a way that is not read.
-          OSError, RuntimeError, zipfile.BadZipFile, zlib.error: damaged or encrypted.
+          UnreadableImageError: too large, damaged, encrypted, or compressed in a way that is not read.
         """
         entry = self._entries[name]
         _check_size(entry.file_size)
         if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             # zipfile unpacks the others without a limit, whatever size the entry says that it has.
             raise UnreadableImageError("an entry of a zip file must be stored or deflated")
-        with self._zip.open(entry) as file:
-            return file.read(entry.file_size + 1)  # with a number, so that no more than it is unpacked
+        try:
+            with self._zip.open(entry) as file:
+                return file.read(entry.file_size + 1)  # with a number, so that no more than it is unpacked
+        except MemoryError:
+            raise
+        except Exception as error:  # as above, OSError for places that the file does not have included
+            raise UnreadableImageError(str(error).split("\n")[0] or type(error).__name__) from error
 
 
 def open_files(root: str) -> FolderFiles | ZipFiles:
@@ -150,15 +158,18 @@ def _check_size(size: int) -> None:
         raise UnreadableImageError(f"{size} bytes, more than the {MAX_FILE_BYTES} that an image file may have")
 
 
-def _check_entries(path: Path) -> None:
-    """Refuses too many entries, which zipfile would read all at once; what is damaged is left to zipfile."""
+def _entry_count(path: Path) -> int:
+    """The number of entries that a zip file says it has, at least its lower 16 bits; 0 where it is none.
+
+    Raises ValueError for too many, which zipfile would read all at once.
+    """
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         start = file.seek(max(0, size - 2**16 - 22 - 20))
         tail = file.read()
         end = tail.rfind(b"PK\5\6")
         if end < 0 or len(tail) < end + 22:
-            return
+            return 0
         (count,) = struct.unpack_from("<H", tail, end + 10)
         if count == 0xFFFF and tail[max(0, end - 20) :].startswith(b"PK\6\7"):  # the number stands in a longer record
             (place,) = struct.unpack_from("<Q", tail, end - 12)
@@ -168,3 +179,4 @@ def _check_entries(path: Path) -> None:
                 (count,) = struct.unpack_from("<Q", record, 32)
     if count > MAX_ENTRIES:
         raise ValueError(f"{path} has {count} entries, more than the {MAX_ENTRIES} that a zip file of images may have")
+    return count

@@ -68,20 +68,18 @@ def decode(encoded: bytes, preset: Preset | None = None) -> np.ndarray:
     """
     from PIL import Image
 
-    # All of these mean damage.
-    errors = OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning
     try:
         with Image.open(io.BytesIO(encoded), formats=decoded_formats()) as file:
             most = Image.MAX_IMAGE_PIXELS
             if most is not None and file.width * file.height > most:
                 raise UnreadableImageError(f"{file.width} × {file.height} pixels are more than {most}, PIL's limit")
             image = _rgb(file)
-    except UnreadableImageError:
+    except (UnreadableImageError, MemoryError):
         raise
     except Image.UnidentifiedImageError as error:
         raise UnreadableImageError("of no kind of image file that PIL can identify") from error
-    except errors as error:
-        raise UnreadableImageError(str(error) or type(error).__name__) from error
+    except Exception as error:  # every format has its own for damage
+        raise UnreadableImageError(str(error).split("\n")[0] or type(error).__name__) from error
     return np.asarray(image if preset is None else _resize_and_crop(image, preset))
 
 

@@ -202,3 +202,16 @@ def test_images_that_unpack_to_too_many_pixels(monkeypatch, factor):
 def test_the_limit_is_pils_own(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert decode(encoded(Image.new("1", (3000, 1000)))).shape == (1000, 3000, 3)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA"])
+def test_damaged_files_are_decoded_or_refused_in_one_sentence(kind):
+    rng = np.random.default_rng(0)
+    good = encoded(photo(rng, 20, 24), kind)
+    for i in range(40):
+        file = np.frombuffer(good, np.uint8).copy()
+        file[rng.integers(min(len(good), 200), size=3)] = rng.integers(256)
+        try:
+            decode(file[: rng.integers(len(good)) if i % 3 == 0 else None].tobytes())
+        except UnreadableImageError as error:
+            assert str(error) and "\n" not in str(error)
