@@ -113,6 +113,12 @@ def _split_folder(tree, base: str, split: str, root: str) -> tuple[str, list[str
         return base, [base]
     train = next((labelled[alias] for alias in FOLDERS["train"] if alias in labelled), None)
     test = _test_folder(tree, [labelled[alias] for alias in FOLDERS["test"] if alias in labelled], train)
+    if train is None or test is None:
+        others = [name for name in folders if name.casefold() not in _ALIASES]
+        like = next((name for name in others if any(map(is_image, tree.children(join(base, name))[1]))), None)
+        if like:
+            only = train or test
+            raise ValueError(f"is {only} of {root} a split, or a class as {like} beside it? rename or move one of them")
     own = train if split == "train" else test
     if own is None:
         expected = " or ".join(FOLDERS[split])

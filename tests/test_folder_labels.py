@@ -124,6 +124,7 @@ REFUSED = {
     "a number twice": (["1/1.jpg", "01/1.jpg"], "two classes of ROOT have the number 1"),
     "a number too large": (["99999999999/1.jpg"], "99999999999 of ROOT is too large a number"),
     "two folders for a split": (["test/a/1.jpg", "TEST/a/1.jpg"], "two folders for one split, TEST and test"),
+    "a split or a class": (["train/steam/1.jpg", "bus/1.jpg"], "is train of ROOT a split, or a class as bus beside it"),
     "no labels at all": (["train/1.jpg", "test/1.jpg"], "images of ROOT have no labels: test, train hold no folders"),
     "only an unlabelled test": (["train/a/1.jpg", "train/b/1.jpg", "test/1.jpg"], "no folder test or .* it has train"),
     "a stray image": (["a/1.jpg", "stray.jpg"], "stray.jpg in ROOT has no class"),

@@ -206,6 +206,9 @@ def test_the_limit_is_pils_own(monkeypatch):
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "GIF", "BMP", "WEBP", "AVIF", "JPEG2000", "PPM", "TGA"])
 def test_damaged_files_are_decoded_or_refused_in_one_sentence(kind):
+    Image.init()
+    if kind not in Image.SAVE:
+        pytest.skip(f"PIL was built without {kind}")
     rng = np.random.default_rng(0)
     good = encoded(photo(rng, 20, 24), kind)
     for i in range(40):
