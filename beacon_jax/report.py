@@ -123,8 +123,12 @@ def coverage(
     spec: QuantSpec,
     reports: Sequence[LayerReport],
     layers: Mapping[str, QuantizedMatrix],
+    kept: Mapping[str, str],
 ) -> Coverage:
-    """What `reports` and `layers` say of every parameter leaf of a model; `leaves` are the float ones."""
+    """What `reports` and `layers` say of every parameter leaf of a model; `leaves` are the float ones.
+
+    kept: {layer name: why it stays in float although the spec asks for it}.
+    """
     found, program = model.first.found, model.first.program
     by_name = {report.layer: report for report in reports}
     rows = []
@@ -133,7 +137,7 @@ def coverage(
         done = [layer for layer in here if layer.name in by_name]
         own = [by_name[layer.name] for layer in done]
         quantized = sum(math.prod(layer.shape) for layer in done)
-        reasons = [spec.why_left(layer) for layer in here if layer.name not in by_name]
+        reasons = [kept.get(layer.name) or spec.why_left(layer) for layer in here if layer.name not in by_name]
         if not here:
             reasons = [found.reasons[i]]
         elif i in found.partly:

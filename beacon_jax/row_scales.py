@@ -3,12 +3,14 @@
 A quantized kernel has a scale for each column; its rows share their scales, so rows of unlike size lose more than they
 need to. Where the inputs are x_t = a_t·scale_t + bias_t of two parameters, as after a LayerNorm, scale_t and bias_t can
 be multiplied by r_t and row t of the kernel divided by it: the model stays the same function, up to rounding. The same
-goes for the columns of what makes the values of an attention and the rows of the projection after it. This is done
-before anything is quantized, and costs nothing afterwards.
+goes for the columns of what makes the values of an attention and the rows of the projection after it, and for a layer
+or a norm before a ReLU, which lets positive factors through. This is done before anything is quantized, and costs
+nothing afterwards.
 """
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +24,7 @@ from beacon_jax.graph.folds import Fold, find_folds, several
 from beacon_jax.graph.layers import Layer
 from beacon_jax.graph.model import Model
 
+_NUMBER = re.compile(r"(?<=[_./\[])\d+(?=[/\]. ]|$)")  # of a block, in a layer's or a parameter's name
 LIMIT = 100.0  # no row is scaled by more than this, or by less than its inverse
 
 
@@ -65,6 +68,17 @@ class BalancedRows:
     spread: dict[str, Spread]
     folded: dict[str, FoldedRows]
     left: dict[str, str]
+
+    def __str__(self) -> str:
+        """One line: how many layers' rows were scaled, and why others' were not; equal blocks are one item."""
+        own = [self.folded[name].note for name in self.spread if name in self.folded]
+        line = f"folded for {len(own)} of {len(self.spread)} layers"
+        line += f" ({len(own) - own.count('')} of them in part)" if any(own) else ""
+        before, after = np.mean(list(self.spread.values()), 0)
+        line += f", mean spread of the rows {before:.3f} → {after:.3f}"
+        reasons = Counter(tuple(_NUMBER.sub("*", text) for text in item) for item in self.left.items())
+        left = [f"{name} ({f'{count} layers: ' if count > 1 else ''}{why})" for (name, why), count in reasons.items()]
+        return line + (f"; not for {', '.join(left)}" if left else "")
 
 
 def balance_rows(model: Any, params: Any, batch: Any, layers: str = ".*") -> BalancedRows:

@@ -74,6 +74,8 @@ class QuantSpec:
 
     def __post_init__(self):
         _check_choice("calibrate_on", self.calibrate_on, CALIBRATE_ON)
+        for what in ("allow_few_rows", "strict"):
+            _check_kind(what, getattr(self, what), bool, "True or False")
         if isinstance(self.rules, (str, Mapping, LayerRule)) or not isinstance(self.rules, Iterable):
             raise ValueError(f"rules is a list of LayerRule or of dicts, got {self.rules!r}")
         rules = tuple(rule if isinstance(rule, LayerRule) else _from_dict(LayerRule, rule) for rule in self.rules)
@@ -89,6 +91,7 @@ class QuantSpec:
                 raise ValueError(f"layers={rule.layers!r} is not a regular expression: {error}") from error
             self._plan_layer(None if rule is self else rule)
         for rule in rules:
+            _check_kind("skip", rule.skip, bool, "True or False")
             if rule.kind is not None:
                 _check_choice("kind", rule.kind, KINDS)
 
@@ -154,7 +157,11 @@ class QuantSpec:
         _check_choice("method", method, METHODS)
         # Options belong to a method, so a rule that changes the method starts from that method's defaults.
         options = dict((rule.options or {}) if rule and rule.method else own("options"))
-        METHODS[method].check(**options)
+        if METHODS[method].check(**options).reads_residual and self.calibrate_on != "both":
+            raise ValueError(
+                f"a residual stream can only be aimed at with calibrate_on='both', got {self.calibrate_on!r} with "
+                f"residual={options['residual']!r}"
+            )
         alphabet = own("alphabet")
         return LayerPlan(method, str(alphabet), make_alphabet(alphabet), options)
 
@@ -167,6 +174,11 @@ class LayerPlan:
     alphabet_name: str
     alphabet: np.ndarray
     options: dict[str, Any]
+
+    @property
+    def reads_residual(self) -> bool:
+        """Whether the method takes the change of the residual stream into account."""
+        return METHODS[self.method].check(**self.options).reads_residual
 
 
 def _check_choice(what: str, value: str, known) -> None:

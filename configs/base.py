@@ -16,8 +16,12 @@ def options(**given) -> ConfigDict:
     return config
 
 
-def table_row(title: str, method: str, calibrate_on: str, **given) -> ConfigDict:
-    return ConfigDict(dict(title=title, method=method, calibrate_on=calibrate_on, options=options(**given)))
+def table_row(title: str, method: str, calibrate_on: str, *, balance_rows: bool | None = None, **given) -> ConfigDict:
+    """A row with these options; balance_rows as in config.quant where it is None."""
+    row = ConfigDict(dict(title=title, method=method, calibrate_on=calibrate_on, options=options(**given)))
+    row.balance_rows = placeholder(bool)
+    row.balance_rows = balance_rows
+    return row
 
 
 def get_config() -> ConfigDict:
@@ -55,8 +59,9 @@ def get_config() -> ConfigDict:
     config.data.shared_images = False  # accept an image folder without splits: calibration on the test images
 
     # The fields of beacon_jax.QuantSpec: what experiments/quantize.py does. A table takes method, alphabet,
-    # calibrate_on and options from its rows instead. With bits_per_parameter each layer that has no alphabet by a rule
-    # gets one of candidate_alphabets (see beacon_jax.choose_alphabets); a table then has one more column.
+    # calibrate_on and options from its rows instead, and balance_rows where a row has it. With bits_per_parameter each
+    # layer that has no alphabet by a rule gets one of candidate_alphabets (see beacon_jax.choose_alphabets); a table
+    # then has one more column. balance_rows is no field: it says what is done to the parameters before.
     config.quant = ConfigDict()
     config.quant.method = "beacon"  # a row of beacon_jax.METHODS
     config.quant.alphabet = "2"  # a name, such as 1.58, 2, 2.58, 4, int4
@@ -66,6 +71,7 @@ def get_config() -> ConfigDict:
     config.quant.options = options()
     config.quant.layers = ".*"  # regular expression over layer names, matched whole
     config.quant.rules = ()  # LayerRule dicts: exceptions for some layers; of several that match the last counts
+    config.quant.balance_rows = False  # rows of one size first, where that costs nothing (beacon_jax.balance_rows)
     config.quant.allow_few_rows = False  # calibrate a layer on fewer rows than it has inputs
     config.quant.strict = False  # an error for every parameter left in float that no rule with skip names
 
@@ -123,6 +129,7 @@ def get_config() -> ConfigDict:
     config.rows.plus_fast_ec = table_row("Beacon plus, fast, w/ E.C.", "beacon_plus", "both", effort="fast")
     config.rows.plus_ec = table_row("Beacon plus w/ E.C.", "beacon_plus", "both")
     config.rows.plus_thorough_ec = table_row("Beacon plus, thorough, w/ E.C.", "beacon_plus", "both", effort="thorough")
+    config.rows.plus_rows_ec = table_row("Beacon plus + row scales w/ E.C.", "beacon_plus", "both", balance_rows=True)
 
     # experiments/train.py
     config.train = ConfigDict()
@@ -163,5 +170,6 @@ def full_table(config: ConfigDict) -> ConfigDict:
         "beacon_ec_centering",
         "plus",
         "plus_ec",
+        "plus_rows_ec",
     )
     return config

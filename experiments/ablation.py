@@ -16,7 +16,7 @@ from absl import flags, logging
 from tabulate import tabulate
 from tqdm import tqdm
 
-from beacon_jax import FloatStats, balance_rows, quantize
+from beacon_jax import FloatStats, quantize
 from beacon_jax.batches import example_count, take
 from beacon_jax.layer_errors import layer_errors
 from experiments import common
@@ -76,15 +76,11 @@ class Ablation:
 
     def run(self, method, options, balanced, calibrate_on, alphabet, seed) -> dict:
         """One line: the mean error of the layers, and the metrics."""
-        quant, task = self.config.quant.to_dict(), self.task
-        chosen = {name: value for name, value in options.items() if value is not None}
-        spec = spec_of(
-            {**quant, "method": method, "alphabet": alphabet, "calibrate_on": calibrate_on, "options": chosen}
-        )
+        quant = dict(method=method, options=options, balance_rows=balanced, calibrate_on=calibrate_on)
+        quant, task = {**self.config.quant.to_dict(), **quant, "alphabet": alphabet}, self.task
+        spec = spec_of(quant)
         batches = self.drawn(self.config.data.calibration_images, seed)
-        params = task.params
-        if balanced:
-            params = balance_rows(task.apply, params, next(iter(batches)), spec.layers).params
+        params = self.experiment.float_params(quant, batches)
         stats = self.shared.setdefault((seed, balanced), FloatStats())
         given = dict(weights=task.weights, execution=self.experiment.execution)
         done = quantize(task.apply, params, batches, spec, float_stats=stats, **given)
@@ -175,6 +171,7 @@ def main(_):
     ]
     shown = []
     for (_, method, options, balanced), cell in tqdm(cells, desc="cells", unit="cell", disable=None):
+        balanced = balanced or config.quant.balance_rows
         key = identity_of(**about, **cell, method=method, options=options, balanced=balanced)
         line = next((line for line in lines if line["key"] == key), None)
         if line is None:

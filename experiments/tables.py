@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import flags, logging
 from tqdm import tqdm
 
-from experiments import common, hosts, render
+from experiments import common, hosts, render, row_scales
 from experiments.experiment import Experiment
 from experiments.grid import Cell, cells
 from experiments.results import LayerStore, Result, append_line, read_results
@@ -55,7 +55,7 @@ def compute(grid: list[Cell], results: dict[str, Result], config, task: Task) ->
     out = Path(config.out)
     groups: dict[str, dict[str, Cell]] = {}
     # Cells of the same calibration examples one after another, since they share what is computed from these.
-    for cell in sorted(grid, key=lambda cell: (cell.calibration_images, cell.seed)):
+    for cell in sorted(grid, key=lambda cell: (cell.calibration_images, cell.seed, row_scales.wanted(cell.quant))):
         if cell.key not in results:
             groups.setdefault(cell.quant_key, {})[cell.key] = cell
     failures = []

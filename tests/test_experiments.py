@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from beacon_jax import LayerReport, load_params, load_quantized
+from beacon_jax import LayerReport, balance_rows, load_params, load_quantized, save_quantized
 from beacon_jax.evaluate import Measured, Perplexity, Top1, evaluate
 from beacon_jax.models.vit import create_vit
-from configs import digits
+from configs import base, digits
 from experiments import common, convert_checkpoint, grid, quantize, render, results
 from experiments.experiment import Experiment
 from experiments.grid import TUNED
@@ -280,6 +280,50 @@ def test_a_budget_that_cannot_be_kept_is_found_before_any_cell_runs():
     config = mixed_config(2.4)
     with pytest.raises(ValueError, match=r"bits_per_parameter=2\.4 is below 2\.5, the least"):
         Experiment(config, make_task(config)).check(grid.cells(config, "digest"))
+
+
+def test_row_scales_are_folded_before_quantizing(tmp_path, capsys):
+    """And the results are compared with the float model as it was."""
+    config = mixed_config()
+    config.quant.update(bits_per_parameter=None, layers="blocks_0.*")
+    config.rows.scaled = base.table_row("RTN + row scales", "rtn", "float", balance_rows=True)
+    config.table.rows = ("rtn", "scaled")
+    task = make_task(config)
+    experiment, (_, plain, scaled) = Experiment(config, task), grid.cells(config, "digest")
+    experiment.check([plain, scaled])
+    batches = task.calibration(32, 0)
+    start = experiment.float_params(scaled.quant, batches)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("row scales: folded for 3 of 4 layers, mean spread of the rows 0.")
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        start,
+        balance_rows(task.apply, task.params, next(iter(batches)), "blocks_0.*").params,
+    )
+    assert experiment.evaluate(start)["kl"].value < 1e-6  # the same function
+    assert experiment.float_params(plain.quant, batches) is task.params
+    done = experiment.quantize(scaled, results.LayerStore(tmp_path / "layers"))
+    np.testing.assert_array_equal(done.params["blocks_0"]["norm1"]["scale"], start["blocks_0"]["norm1"]["scale"])
+    save_quantized(tmp_path / "quantized.safetensors", done.params, done.layers, done.places)
+    loaded, _ = load_quantized(tmp_path / "quantized.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, loaded, done.params)
+
+
+def test_row_scales_decide_the_key():
+    config = digits_config()
+    config.table.rows, config.table.alphabets = ("plus_ec", "plus_rows_ec"), ("2",)
+    _, plain, scaled = grid.cells(config, "digest")
+    assert plain.key != scaled.key and scaled.row == "Beacon plus + row scales w/ E.C."
+    config.quant.balance_rows = True  # of every row that does not say otherwise
+    assert [c.key for c in grid.cells(config, "digest")[1:]] == [scaled.key] * 2
+    config.rows.plus_ec.balance_rows = False
+    assert [c.key for c in grid.cells(config, "digest")[1:]] == [plain.key, scaled.key]
+    with config.unlocked():
+        del config.quant.balance_rows  # results from before there was such a key stay what they are
+    assert [c.key for c in grid.cells(config, "digest")[1:]] == [plain.key, scaled.key]
+    config.rows.plus_ec = dict(config.rows.plus_ec, balance_rows="yes")
+    with pytest.raises(ValueError, match="balance_rows is True or False, got 'yes'"):
+        grid.cells(config, "digest")
 
 
 def test_tuned_cells_share_the_quantized_model_and_files_may_move():
