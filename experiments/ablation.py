@@ -189,7 +189,7 @@ def main(_):
             append_line(path, line)
             logging.info("%s, %s, %s bit: %.5f", cell["title"], cell["calibrate_on"], cell["alphabet"], line["error"])
         shown.append(line)
-        (out / "ablation.md").write_text(markdown(shown, ablation.task.metrics))
+        (out / "ablation.md").write_text(markdown(shown, ablation.task.metrics), encoding="utf-8")
     print(markdown(shown, ablation.task.metrics))
     print(f"lines: {path}\ntable: {out / 'ablation.md'}")
 

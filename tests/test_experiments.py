@@ -15,10 +15,11 @@ from safetensors.numpy import save_file
 
 from beacon_jax import LayerReport, balance_rows, load_params, load_quantized, save_quantized
 from beacon_jax.evaluate import Measured, Perplexity, Top1, evaluate
-from beacon_jax.models.convert import convert_state_dict, read_state_dict
+from beacon_jax.models.convert import convert_state_dict
+from beacon_jax.models.state_dict import read_state_dict
 from beacon_jax.models.vit import create_vit
 from configs import base, digits
-from experiments import common, grid, quantize, render, results
+from experiments import common, convert_checkpoint, grid, quantize, render, results
 from experiments.experiment import Experiment
 from experiments.files import evaluated, export
 from experiments.grid import TUNED
@@ -133,9 +134,9 @@ def test_mistakes_are_found_before_anything_runs(tmp_path, monkeypatch, settings
         quantize.main([])
 
 
-def convert(*arguments):
+def convert(*arguments, home=None):
     command = [sys.executable, "-m", "experiments.convert_checkpoint", *arguments]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"} | ({"HOME": str(home)} if home else {})
     return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
 
 
@@ -146,13 +147,64 @@ def test_converting_a_checkpoint(tmp_path):
     done = convert(*arguments)
     assert done.returncode == 0, done.stderr
     assert sum(a.size for a in jax.tree.leaves(load_params(tmp_path / "ours"))) == 5_717_416
+    assert not convert(*arguments[:1], f"--source={tmp_path}", "--out=~/ours", home=tmp_path / "home").returncode
+    assert (tmp_path / "home" / "ours").is_file()
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 6}', encoding="utf-8")
     for changed, message in (
-        ("--model=deit_small_patch16_224", "error: this checkpoint is not one of the model given"),
+        ("--out=unused", "error: .*config.json says that num_attention_heads is 6, and for deit_tiny.* it is 3"),
+        (
+            "--model=deit_small_patch16_224",
+            "error: .*config.json says|error: this checkpoint is not one of the model given",
+        ),
         ("--source=nobody/nothing", "error: .*(give a local file with --source|pip install huggingface_hub)"),
     ):
         failed = convert(*arguments, changed)
         assert failed.returncode == 1 and "Traceback" not in failed.stderr
         assert re.search(message, failed.stderr.splitlines()[-1])
+
+
+def test_a_download_says_what_it_fetches(tmp_path, monkeypatch, capsys):
+    hub = pytest.importorskip("huggingface_hub")
+    asked = []
+
+    def download(repository, file, *, revision):
+        asked.append((repository, file, revision))
+        if file == "config.json":
+            raise hub.errors.EntryNotFoundError("404")
+        return str(tmp_path / "snapshots" / "0123abc" / file)
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    assert convert_checkpoint.fetch("timm/x", "v2") == tmp_path / "snapshots/0123abc/model.safetensors"
+    assert asked == [("timm/x", "model.safetensors", "v2"), ("timm/x", "config.json", "v2")]
+    assert capsys.readouterr().out.splitlines() == [
+        "model.safetensors and config.json of timm/x at revision v2, from the Hugging Face hub",
+        "timm/x has no config.json, with which the model could be compared",
+        "commit 0123abc",
+    ]
+
+
+@pytest.mark.parametrize("where", ["config", "command line"])
+def test_home_folders_in_paths(tmp_path, where):
+    """In a configuration file, and where a shell leaves them as they are."""
+    script, config = tmp_path / "script.py", tmp_path / "own.py"
+    script.write_text(
+        "from experiments import common\n"
+        "def main(_):\n"
+        "    c = common.get_config()\n"
+        "    print(c.out, c.model.checkpoint, c.data.root, c.seed)\n"
+        "common.run(main)\n",
+        encoding="utf-8",
+    )
+    paths = {"out": "~/out", "model.checkpoint": "~/x/y", "data.root": "~"}
+    lines = [f"    config.{key} = {value!r}\n" for key, value in paths.items() if where == "config"]
+    config.write_text(
+        "from configs import base\ndef get_config():\n    config = base.get_config()\n" + "".join(lines) +
+        "    return config\n", encoding="utf-8",
+    )  # fmt: skip
+    flags = ["--config=~/own.py"] + [f"--config.{key}={value}" for key, value in paths.items() if where != "config"]
+    environment = os.environ | {"HOME": str(tmp_path), "PYTHONPATH": os.getcwd()}
+    done = subprocess.run([sys.executable, str(script), *flags], capture_output=True, text=True, env=environment)
+    assert done.stdout.split() == [f"{tmp_path}/out", f"{tmp_path}/x/y", f"{tmp_path}", "0"], done.stderr
 
 
 def cells_of(**table):

@@ -10,7 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from beacon_jax.models.bert import Bert
-from beacon_jax.models.convert import some_of
+from beacon_jax.models.state_dict import some_of
 
 # {our leaf: (its leaf, whether it is transposed)}, by the kind of module.
 _EMBED = {"embedding": ("weight", False)}
@@ -76,7 +76,7 @@ def convert_bert_state_dict(state: Mapping[str, np.ndarray], model: Bert) -> dic
     """The checkpoint's tensors as parameters of `model`.
 
     Args:
-      state: {name: array}, of Hugging Face's BertModel, in float16, bfloat16 or float32; see `convert.read_state_dict`.
+      state: {name: array}, of Hugging Face's BertModel, in any floating type; see `state_dict.read_state_dict`.
       model: the model they are for.
 
     Returns:

@@ -63,12 +63,23 @@ def save_state_dict(path: str | os.PathLike, params: Mapping, model: ViT | Bert,
     )
 
 
+_OF_TIMM_ALONE = {
+    "layer scale": lambda model: model.layer_scale,
+    "registers": lambda model: model.registers,
+    "norm before the blocks": lambda model: model.pre_norm,
+    "models without a class token": lambda model: not model.class_token,
+    "class token without a position": lambda model: model.class_token and not model.class_position,
+    "mean pooling": lambda model: model.class_token and model.pool != "token",
+    "norm after pooling": lambda model: model.norm_after_pool,
+    "classifier without classes": lambda model: not model.classes,
+}
 _LIBRARIES = {"timm": "timm's", "hf": "Hugging Face's"}
 
 
 def _vit_state(arrays, model, naming):
-    if naming == "hf" and model.layer_scale:
-        raise ValueError("Hugging Face's ViT and DeiT have no layer scale; export the model in timm's naming")
+    own = [said for said, has in _OF_TIMM_ALONE.items() if has(model)]
+    if naming == "hf" and own:
+        raise ValueError(f"Hugging Face's ViT and DeiT have no {', '.join(own)}; export the model in timm's naming")
     prefix, head = ("deit", "cls_classifier") if model.distilled else ("vit", "classifier")
     state = {}
     for ours, kind, row, i in rows_of(model.depth):

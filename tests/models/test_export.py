@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from beacon_jax.models.convert import convert_state_dict, read_state_dict
+from beacon_jax.models.convert import convert_state_dict
 from beacon_jax.models.convert_bert import convert_bert_state_dict
 from beacon_jax.models.export import save_state_dict, to_state_dict
+from beacon_jax.models.state_dict import read_state_dict
 from beacon_jax.models.vit import ViT
 from tests.models.test_convert import DISTILLED, MODEL, SCALED, assert_parity, timm_state
 from tests.models.test_convert_bert import CONFIG
@@ -36,6 +37,24 @@ def test_our_own_conversion_gives_the_same_back(tmp_path, rng, model, naming):
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["model.safetensors"]
     state = read_state_dict(tmp_path / "new" / "model.safetensors")
     jax.tree.map(np.testing.assert_array_equal, convert_state_dict(state, model), params)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(registers=2), "registers"),
+        (dict(pre_norm=True, class_position=False), "norm before the blocks, class token without a position"),
+        (dict(class_token=False, pool="avg", norm_after_pool=True), "models without a class token, norm after pooling"),
+        (dict(pool="avg", classes=0), "mean pooling, classifier without classes"),
+    ],
+)
+def test_models_of_timm_alone(changes, said):
+    model = MODEL.clone(**changes)
+    params = jax.tree.map(lambda s: np.zeros(s.shape, np.float32), model.param_shapes())
+    with pytest.raises(ValueError, match=f"have no {said}; export the model in timm's naming"):
+        to_state_dict(params, model, "hf")
+    back = convert_state_dict(to_state_dict(params, model, "timm"), model)
+    assert jax.tree.structure(back) == jax.tree.structure(params)
 
 
 @pytest.mark.parametrize("model", [MODEL, DISTILLED, SCALED], ids=["deit", "distilled", "layer_scale"])
