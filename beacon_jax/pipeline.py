@@ -183,10 +183,11 @@ def plan_layers(
 def _check_rows(layer: Layer, rows: int, examples: int, few_allowed: bool) -> None:
     inputs = layer.shape[-2]
     if rows < inputs and not few_allowed:
-        enough = f"use at least {-(-inputs * examples // rows)}, " if rows else ""
+        if not rows:
+            raise ValueError(f"none of the {examples} calibration examples gives {layer.name} a row of positive weight")
         raise ValueError(
             f"too few calibration examples: {examples} give {rows} rows for the {inputs} inputs of {layer.name}; "
-            f"{enough}or allow_few_rows=True"
+            f"use at least {-(-inputs * examples // rows)}, or allow_few_rows=True"
         )
 
 
