@@ -32,6 +32,7 @@ from beacon_jax.spec import LayerPlan, QuantSpec
 MANY_EQUATIONS = 20_000  # a transformer of 80 blocks has 7,000
 COSINE_SLACK = 1e-3  # of rounding
 RESIDUAL = "aimed at the residual stream, too"
+NO_INFLUENCE = "its rows have no influence that derivatives show, and count alike"
 RESIDUAL_ROWS = 20  # calibration rows for each input, without which a layer does not aim at the residual stream
 
 
@@ -288,6 +289,15 @@ class _Run:
             )
         return RESIDUAL
 
+    def _residual_note(self, name: str, names: list[str]) -> str:
+        """What the report of a layer of a group says of the residual stream."""
+        if not self.plan[name].reads_residual or name not in self.model.first.residuals:
+            return ""
+        return self._residual_of(names)
+
+    def _influence_note(self, name: str) -> str:
+        return NO_INFLUENCE if self.calibration.without_influence(name) else ""
+
     def _solve(self, names: list[str], stats: GramStats | None, seconds: float) -> None:
         """Quantizes a group's layers, in order, and puts them in place."""
         todo = sum(self._wanted([name]) for name in names)
@@ -302,7 +312,7 @@ class _Run:
                 except NothingToCalibrateOn as why:
                     self._keep(name, str(why))
                     continue
-                notes = report.note, self._residual_of(names) or ""
+                notes = report.note, self._residual_note(name, names), self._influence_note(name)
                 report = dataclasses.replace(report, note="; ".join(filter(None, notes)))
                 if self.float_stats is not None and self.spec.calibrate_on != "quantized":
                     self.float_stats.add(name, stats.float_part())

@@ -117,7 +117,8 @@ def test_what_is_said_where_it_cannot_be(problem, caplog):
         batches,
         spec,
     )
-    assert twins.reports[0].note == "not aimed at the residual stream: its inputs are also those of 1 other layers"
+    notes = {report.layer: report.note for report in twins.reports}
+    assert notes == {"u": "not aimed at the residual stream: its inputs are also those of 1 other layers", "v": ""}
     quantize(lambda p, x: x @ p["w"], {"w": params[0]["a"]}, batches, spec)
     assert "no layer to be quantized is added to a residual stream" in caplog.text
 
