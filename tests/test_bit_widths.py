@@ -21,6 +21,7 @@ from beacon_jax import (
     quantize,
 )
 from beacon_jax.quant.methods import rtn
+from beacon_jax.quant.methods.options import Options, option
 from beacon_jax.quant.methods.table import Method
 from beacon_jax.quant.metrics import relative_output_error
 
@@ -231,6 +232,25 @@ def test_a_changed_bias_counts_in_the_sensitivity(monkeypatch):
     y, y_hat = (np.asarray(model(p, x), np.float64) for p in (params, quantize(model, params, [x], spec).params))
     change = ((y_hat - y) ** 2).sum() / ((y - y.mean(0)) ** 2).sum()
     assert own.table[0].sensitivity * own.table[0].errors["2"] == pytest.approx(change, rel=1e-3)
+
+
+def test_what_aims_at_a_residual_stream_is_chosen_on_the_float_model(plan, monkeypatch):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Aiming(Options):
+        residual: float = option(0.0, "as in beacon_plus", at_least=0)
+
+        @property
+        def reads_residual(self):
+            return self.residual > 0
+
+    def solver(problem, options):
+        return rtn.solve(problem, rtn.RTNOptions(scale="lsq"))
+
+    monkeypatch.setitem(METHODS, "aiming", Method("aiming", Aiming, solver))
+    rules = [LayerRule("out", options={"residual": 0.5})]
+    aiming = chosen(BUDGET, QuantSpec(method="aiming", options={"residual": 1.0}, rules=rules))
+    assert aiming.alphabets == plan.alphabets and aiming.spec.calibrate_on == "both"
+    assert aiming.spec.options == {"residual": 1.0} and aiming.spec.rules[0].options == {"residual": 0.5}
 
 
 def test_on_several_devices(plan):
