@@ -24,10 +24,7 @@ from tests.zoo import (
 from tests.zoo.registry import MODELS
 
 FILES = (linen_basic, linen_conv, linen_attention, linen_recurrent, linen_lifted, nnx_models, other)
-pytestmark = [
-    pytest.mark.usefixtures("compiled_quickly"),
-    pytest.mark.filterwarnings("ignore:SelfAttention will be deprecated:DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:SelfAttention will be deprecated:DeprecationWarning")
 
 
 def parametrized(default):

@@ -193,7 +193,8 @@ def test_two_processes_give_the_result_of_one(tmp_path):
     command += ["--config.table.rows=('beacon',)", "--config.table.alphabets=('2',)"]
     command += ["--config.quant.layers=blocks_0/attn/proj", "--config.table.sweeps=(1,)"]
     together = ["--processes=2", f"--coordinator=127.0.0.1:{port}", "--join_timeout=60"]
-    environment = dict(os.environ, XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+    environment = os.environ | {"XLA_FLAGS": flags}
 
     def start(*arguments, env=environment):
         return subprocess.Popen(
@@ -213,7 +214,7 @@ def test_two_processes_give_the_result_of_one(tmp_path):
     assert [run.returncode for run in runs] == [0, 0], outputs
     assert ["results computed" in printed for printed, _ in outputs] == [True, False]
     assert not (tmp_path / "second").exists()
-    alone = start(f"--config.out={tmp_path}/alone", env=dict(os.environ))
+    alone = start(f"--config.out={tmp_path}/alone", env=os.environ)
     printed = alone.communicate(timeout=180)
     assert alone.returncode == 0, printed
     lines = [(tmp_path / out / "results.jsonl").read_text().splitlines() for out in ("first", "alone")]
