@@ -75,10 +75,11 @@ def test_codes_equal_those_of_one_device(x64, method):
     batches = [rng.normal(size=(n, 8, 8, 1)) for n in (16, 16, 5)]
     shapes = MODEL.param_shapes()
     params = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape) * 0.3, jnp.float64), shapes)
-    spec = QuantSpec(method=method, alphabet="3", layers=SOME, options=OPTIONS[method])
+    layers = "head" if method == "beacon_plus" else SOME  # one is enough where each takes seconds to compile
+    spec = QuantSpec(method=method, alphabet="3", layers=layers, options=OPTIONS[method])
     one = quantize(MODEL, params, batches, spec)
     many = quantize(MODEL, params, batches, spec, execution=Execution(mesh=make_mesh(2, 4)))
-    assert [r.layer for r in many.reports] == ["blocks_0/mlp/fc2", "head"]
+    assert [r.layer for r in many.reports] == layers.split("|")
     for name, matrix in one.layers.items():
         assert matrix.scale.dtype == jnp.float64
         np.testing.assert_array_equal(many.layers[name].codes, matrix.codes)
