@@ -16,7 +16,7 @@ from beacon_jax.pipeline import plan_layers
 from beacon_jax.quant.alphabets import make_alphabet
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.methods.table import METHODS
-from beacon_jax.quant.packing import bits_per_code
+from beacon_jax.quant.packing import packed_bytes
 from beacon_jax.spec import LayerPlan, QuantSpec
 
 Alphabet = str | float | Sequence[float]
@@ -26,13 +26,13 @@ Alphabet = str | float | Sequence[float]
 class BitBudget:
     """The alphabets that each layer may have, and how many bits all layers may take.
 
-    What is counted is what a file of the quantized model holds for the weights that are quantized: ⌈log₂ K⌉ bits for
-    every code of an alphabet of K levels (so "1.58" takes 2 bits, as "2" does), and the bits of every channel's scale,
-    and offset where the method has one (32 each, 64 for a kernel in double precision). Parameters that are not
-    quantized do not count, nor do their bits.
+    What is counted is what a file of the quantized model holds for the weights that are quantized: the bytes of the
+    packed codes (log₂ K bits for each of K levels and up to 2 % more, see quant/packing.py; "1.58" takes 1.6), and the
+    bits of every channel's scale, and offset where the method has one (32 each, 64 for a kernel in double precision).
+    Parameters that are not quantized do not count, nor do their bits.
 
     Attributes:
-      alphabets: those to choose from, by ascending bits of a code.
+      alphabets: those to choose from, by ascending number of levels.
       layers: {name: layer} of those to quantize, in order.
       plans: {layer name: its plan with each alphabet}; a single one where a rule of the spec fixes it.
       bits: {layer name: what it takes with each}.
@@ -114,7 +114,7 @@ def stored_bits(layer: Layer, dtype: Any, plan: LayerPlan) -> int:
     channels = math.prod(groups) * outputs
     has_offset = _has_offset(plan.method, tuple(plan.alphabet), tuple(sorted(plan.options.items())))
     width = 64 if jax.dtypes.canonicalize_dtype(dtype) == jnp.float64 else 32
-    return channels * (inputs * bits_per_code(len(plan.alphabet)) + width * (1 + has_offset))
+    return 8 * packed_bytes(len(plan.alphabet), channels * inputs) + channels * width * (1 + has_offset)
 
 
 @functools.lru_cache(maxsize=256)
@@ -129,12 +129,12 @@ def _has_offset(method: str, alphabet: tuple[float, ...], options: tuple[tuple[s
 
 
 def _checked_alphabets(alphabets: Any) -> tuple[Alphabet, ...]:
-    if isinstance(alphabets, (str, float, int)) or not hasattr(alphabets, "__len__") or len(alphabets) < 2:
+    if isinstance(alphabets, str) or not isinstance(alphabets, (Sequence, np.ndarray)) or len(alphabets) < 2:
         raise ValueError(f"alphabets are at least two to choose from, such as ('2', '3', '4'), got {alphabets!r}")
     levels = [make_alphabet(alphabet) for alphabet in alphabets]
     for i, own in enumerate(levels):
         for j in range(i):
             if np.array_equal(own, levels[j]):
                 raise ValueError(f"the alphabets {alphabets[j]!r} and {alphabets[i]!r} are the same")
-    order = sorted(range(len(levels)), key=lambda i: (bits_per_code(len(levels[i])), len(levels[i])))
+    order = sorted(range(len(levels)), key=lambda i: len(levels[i]))
     return tuple(alphabets[i] for i in order)

@@ -177,6 +177,12 @@ def _layer_errors(apply, params, batches, spec, budget, given) -> tuple[dict[str
     for i, alphabet in enumerate(budget.alphabets):
         own = dataclasses.replace(with_alphabet(spec, alphabet), calibrate_on="float")
         done = quantize(apply, params, batches, own, finished=fixed, **given)
+        left = [name for name in budget.layers if name not in done.layers]
+        if left:
+            raise ValueError(
+                f"the inputs of {', '.join(left)} are zero in all calibration rows; leave these layers out by a rule "
+                "with skip=True"
+            )
         for report in done.reports:
             if len(errors[report.layer]) < len(budget.plans[report.layer]):
                 errors[report.layer].append(report.output_error)

@@ -21,11 +21,12 @@ from beacon_jax.calibration_data import checked_batch, checked_weights
 from beacon_jax.devices import Placement
 from beacon_jax.execution import Execution
 from beacon_jax.float_stats import Fingerprint
-from beacon_jax.graph.layers import Layer
+from beacon_jax.graph.layers import Layer, Use
 from beacon_jax.graph.model import Model, Signature
 from beacon_jax.graph.program import Unsupported
 from beacon_jax.graph.row_weights import RowWeights
 from beacon_jax.graph.stages import Piece, piece
+from beacon_jax.influence import Influence
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.streams import ActivationStream
 
@@ -46,10 +47,18 @@ class Calibration:
     `quantized` holds the parameter leaves with every kernel that was `put`.
     """
 
-    def __init__(self, model: Model, leaves: list[Any], streams: Sequence[str], execution: Execution):
+    def __init__(
+        self,
+        model: Model,
+        leaves: list[Any],
+        streams: Sequence[str],
+        execution: Execution,
+        row_weights: str = "uniform",
+    ):
         self.model, self.execution, self.placement = model, execution, Placement(execution.mesh)
         self._stack = contextlib.ExitStack()
-        self.quantized = list(leaves)
+        self.quantized, self._leaves = list(leaves), leaves
+        self._influence = Influence(self.placement) if row_weights == "influence" else None
         self.streams = [
             Stream(name, leaves if name == "float" else self.quantized, self._stack.enter_context(self._storage()))
             for name in streams
@@ -93,6 +102,9 @@ class Calibration:
             self._weights.append(own)
             self.examples += max((len(a) for a in leaves if a.ndim), default=1)
             traced = self.model[signature]
+            if self._influence is not None:
+                rules = self._given_weights(signature, own)
+                self._influence.add(signature, traced, self._leaves, leaves, own, rules)
             given = traced.stages[0].given
             first = traced.program.inputs[0] if traced.program.inputs else 0
             for stream in self.streams:
@@ -125,6 +137,16 @@ class Calibration:
             self._row_weights[signature, shape] = self.model[signature].row_weights(shape)
         return self._row_weights[signature, shape]
 
+    def _given_weights(self, signature, weights) -> Callable[[Use], np.ndarray | None]:
+        """The weights of a use's rows that follow from those given for a batch."""
+        rules = {} if weights is None else self._rules(signature, weights.shape)
+
+        def given(use):
+            rule = rules.get((use.operand, use.view.rows_form))
+            return np.asarray(rule(jnp.asarray(weights))) if isinstance(rule, RowWeights) else None
+
+        return given
+
     def rows(self, layer: str) -> int:
         """Rows of positive weight that all batches give a layer (each of its groups).
 
@@ -136,7 +158,7 @@ class Calibration:
         return self._counts[layer]
 
     def statistics(
-        self, stage: int, group: int, *, known: GramStats | None = None, leave: bool = False
+        self, stage: int, group: int, *, known: GramStats | None = None, leave: bool = False, residual: bool = False
     ) -> tuple[GramStats, float]:
         """The Gram statistics of the inputs that a group of layers shares, as the streams are by now, and the seconds.
 
@@ -145,11 +167,13 @@ class Calibration:
           group: its number in the stage.
           known: statistics of the float stream, where they are known; what depends on it alone is then not computed.
           leave: whether the float stream is needed no more in this stage, and moves on to the next.
+          residual: whether to add up the change of the residual stream beside the group's only layer, too.
         """
         start = time.perf_counter()
         two = len(self.streams) == 2
-        stats = [self._empty(stage, group, float_known=two and known is not None)]
-        stats = self._run(stage, [group], stats, onward=leave and two and self.streams[0].name == "float")
+        stats = [self._empty(stage, group, float_known=two and known is not None, residual=residual)]
+        onward = leave and two and self.streams[0].name == "float"
+        stats = self._run(stage, [group], stats, onward=onward, residual=residual)
         (done,) = jax.block_until_ready(stats)
         if two and known is not None:
             done = done.with_float(known)
@@ -169,7 +193,7 @@ class Calibration:
             if float_too or stream.name != "float":
                 for i in range(len(stream.data)):
                     step = self._step(stage, [], i, [stream], onward=True)
-                    _, output = _add_batch(step, [], self._arrays([stream], step, i), None)
+                    _, output = _add_batch(step, [], self._arrays([stream], step, i), None, [])
                     stream.data.put(i, output)
 
     def put(self, layer: Layer, kernel: np.ndarray) -> None:
@@ -189,25 +213,33 @@ class Calibration:
         on_mesh = self.placement.mesh is not None
         self.quantized[leaf] = self.placement.everywhere(value) if on_mesh else jnp.asarray(value)
 
-    def _empty(self, stage: int, group: int, float_known: bool = False) -> GramStats:
+    def _empty(self, stage: int, group: int, float_known: bool = False, residual: bool = False) -> GramStats:
         layer = self.model.first.stages[stage].groups[group][0]
         double = self.execution.forward_dtype == "float64" or self.streams[0].leaves[layer.leaf].dtype == jnp.float64
         dtype = jnp.float64 if double else jnp.float32
         N, groups = layer.shape[-2], layer.shape[0] if len(layer.shape) == 3 else None
-        streams = len(self.streams)
-        return self.placement.everywhere(
-            GramStats.zeros(N, dtype, streams=streams, float_known=float_known, groups=groups)
-        )
+        room = dict(streams=len(self.streams), float_known=float_known, groups=groups)
+        if residual:
+            room["residual"] = layer.shape[-1]
+        return self.placement.everywhere(GramStats.zeros(N, dtype, **room))
 
-    def _run(self, stage, groups, stats, onward):
+    def _run(self, stage, groups, stats, onward, residual=False):
         """One pass of all streams to the inputs of these groups; with `onward` the first stream moves on as well."""
         for i in range(len(self._signatures)):
-            step = self._step(stage, groups, i, self.streams, onward)
+            step = self._step(stage, groups, i, self.streams, onward, residual)
             weights = self._weights[i]
-            stats, output = _add_batch(step, stats, self._arrays(self.streams, step, i), weights)
+            factors = [self._factors(stage, g, i) for g in groups]
+            stats, output = _add_batch(step, stats, self._arrays(self.streams, step, i), weights, factors)
             if onward:
                 self.streams[0].data.put(i, output)
         return stats
+
+    def _factors(self, stage, group, i):
+        """What the rows' weights are multiplied with, for each use of a group."""
+        layer = self.model[self._signatures[i]].stages[stage].groups[group][0]
+        if self._influence is None:
+            return [None] * len(layer.uses)
+        return [self._influence.factor(i, layer.name, use) for use in layer.uses]
 
     def _arrays(self, streams, step, i):
         """What each stream's piece takes: leaves, data, constants."""
@@ -221,16 +253,17 @@ class Calibration:
             arrays.append((leaves, [data[v] for v in own.given], constants))
         return arrays
 
-    def _piece(self, stage, groups, signature, onward) -> Piece:
-        key = stage, groups, signature, onward
+    def _piece(self, stage, groups, signature, onward, residual) -> Piece:
+        key = stage, groups, signature, onward, residual
         if key not in self._pieces:
             traced = self.model[signature]
             here = traced.stages[stage]
-            operands = [operand for g in groups for operand, _ in here.groups[g][0].inputs]
-            self._pieces[key] = piece(traced.program, here.given, (*operands, *(here.output if onward else ())))
+            wanted = [operand for g in groups for operand, _ in here.groups[g][0].inputs]
+            wanted += [traced.residuals[here.groups[g][0].name] for g in groups if residual]
+            self._pieces[key] = piece(traced.program, here.given, (*wanted, *(here.output if onward else ())))
         return self._pieces[key]
 
-    def _step(self, stage, groups, i, streams, onward) -> "_Step":
+    def _step(self, stage, groups, i, streams, onward, residual=False) -> "_Step":
         signature, weights = self._signatures[i], self._weights[i]
         rules = {} if weights is None else self._rules(signature, weights.shape)
         here = self.model[signature].stages[stage]
@@ -238,7 +271,9 @@ class Calibration:
             tuple((use.view, rules.get((use.operand, use.view.rows_form))) for use in here.groups[g][0].uses)
             for g in groups
         )
-        pieces = tuple(self._piece(stage, tuple(groups), signature, onward and k == 0) for k in range(len(streams)))
+        pieces = tuple(
+            self._piece(stage, tuple(groups), signature, onward and k == 0, residual) for k in range(len(streams))
+        )
         return _Step(pieces, uses, self.placement, stage)
 
 
@@ -253,23 +288,36 @@ class _Step:
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _add_batch(step: _Step, stats, arrays, weights):
+def _add_batch(step: _Step, stats, arrays, weights, factors):
     """The statistics with the batch in them, and what the first stream's piece gives beyond the layers' inputs."""
     values = [iter(own(*given)) for own, given in zip(step.pieces, arrays, strict=True)]
     added = []
-    for own, uses in zip(stats, step.uses, strict=True):
-        for view, rule in uses:
-            rows = [view.rows(next(stream)) for stream in values]
-            own = _updated(own, rows, None if rule is None else rule(weights))
+    for own, uses, multiplied in zip(stats, step.uses, factors, strict=True):
+        operands = [[next(stream) for stream in values] for _ in uses]
+        change = None if own.residual is None else _difference(*(next(stream) for stream in values))
+        for (view, rule), factor, operand in zip(uses, multiplied, operands, strict=True):
+            rows = [view.rows(a) for a in operand]
+            given = None if rule is None else rule(weights)
+            given = given if factor is None else factor if given is None else given * factor
+            own = _updated(own, rows, given, change)
         added.append(own)
     placed = step.placement
     output = [placed.constrained(a, placed.by_rows(a.shape)) for a in values[0]]
     return placed.constrained(added, placed.replicated), output
 
 
-def _updated(stats: GramStats, rows: list[jax.Array], weights: jax.Array | None) -> GramStats:
+def _difference(residual: jax.Array, quantized: jax.Array) -> jax.Array:
+    """R − R̃ in at least float32."""
+    dtype = jnp.promote_types(residual.dtype, jnp.float32)
+    return residual.astype(dtype) - quantized.astype(dtype)
+
+
+def _updated(stats: GramStats, rows: list[jax.Array], weights: jax.Array | None, change: jax.Array | None) -> GramStats:
     """The statistics, of each group where there are several, with these rows of each stream."""
     x, x_tilde = rows if len(rows) == 2 else (rows[0], None)
     if not stats.groups:
-        return stats.update(x, x_tilde, weights)
-    return jax.vmap(lambda own, *rows: own.update(*rows, weights=weights))(stats, *rows)
+        return stats.update(x, x_tilde, weights, change)
+    if weights is None:
+        return jax.vmap(lambda own, *rows: own.update(*rows))(stats, *rows)
+    weights = jnp.broadcast_to(weights, (*stats.groups, weights.shape[-1]))
+    return jax.vmap(lambda own, weights, *rows: own.update(*rows, weights=weights))(stats, weights, *rows)

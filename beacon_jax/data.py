@@ -9,8 +9,6 @@ import copy
 import itertools
 import os
 import time
-import zipfile
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,8 +17,8 @@ import numpy as np
 from beacon_jax.preprocessing import NORMALIZATIONS, PRESETS, UnreadableImageError, decode, normalize
 from beacon_jax.sources import ArraySource, open_source
 
-# A file that is gone or forbidden, and what zipfile raises for a damaged or encrypted entry.
-_UNREADABLE = (UnreadableImageError, OSError, zipfile.BadZipFile, zlib.error, RuntimeError)
+# A damaged image or entry of a zip file, and a file that is gone or forbidden.
+_UNREADABLE = (UnreadableImageError, OSError)
 
 
 class Batches:

@@ -1,5 +1,6 @@
 """Evaluates a model on batches of any kind, by metrics of which each says how sure its number is."""
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Mapping
@@ -8,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from beacon_jax.batches import example_count, pad_to, padded, take
+from beacon_jax.batches import example_count, fingerprint, pad_to, padded, take
 from beacon_jax.metrics.base import Mean, Measured, Metric
 from beacon_jax.metrics.classes import Agreement, CrossEntropy, Divergence, Perplexity, Top1, Top5
 from beacon_jax.metrics.vectors import MeanCosine, NeighbourOverlap, RelativeOutputError
@@ -32,11 +33,19 @@ __all__ = [
 _MISSING = object()
 
 
+@dataclasses.dataclass(frozen=True)
+class KeptBatch:
+    """What metrics need of the float model's outputs for a batch, {metric's name: arrays}, and the batch's digest."""
+
+    outputs: Mapping[str, Any]
+    fingerprint: str
+
+
 def evaluate(
     predict: Callable[[Any], Any],
     batches: Iterable[Any],
     metrics: Mapping[str, Metric],
-    reference: Callable[[Any], Any] | Iterable[Mapping[str, Any]] | None = None,
+    reference: Callable[[Any], Any] | Iterable[KeptBatch] | None = None,
 ) -> dict[str, Measured]:
     """Evaluates a model.
 
@@ -71,25 +80,30 @@ def evaluate(
         if callable(reference) and comparing:
             kept = _kept(reference(batch), metrics)
         elif comparing:
-            kept = _checked(kept, comparing, count, size)
+            kept = _checked(kept, comparing, batch, count)
         made = _examples(tuple(metrics.items()), outputs, batch, kept)
         for name, arrays in made.items():
             found[name].append(_real(name, arrays, count, size))
     if not any(found.values()):
         raise ValueError("no batches to evaluate on")
+    if comparing and not callable(reference) and next(kept_batches, _MISSING) is not _MISSING:
+        raise ValueError(_OTHER_REFERENCE)
     together = {name: jax.tree.map(lambda *parts: np.concatenate(parts), *parts) for name, parts in found.items()}
     return {name: _naming(name, metric.summary, together[name]) for name, metric in metrics.items()}
 
 
 def reference_of(
     predict: Callable[[Any], Any], batches: Iterable[Any], metrics: Mapping[str, Metric]
-) -> list[dict[str, Any]]:
+) -> list[KeptBatch]:
     """What the metrics need of the float model's outputs for every batch, to evaluate several models against it.
 
     The arguments are those of `evaluate`. It is kept in memory: for Agreement an integer per position, for the others
     the outputs.
     """
-    return [take(_kept(predict(batch), metrics), 0, count) for batch, count in padded(batches)]
+    return [
+        KeptBatch(take(_kept(predict(batch), metrics), 0, count), fingerprint(batch))
+        for batch, count in padded(batches)
+    ]
 
 
 def _check_metrics(metrics) -> None:
@@ -120,11 +134,19 @@ def _kept(outputs, metrics) -> dict[str, Any]:
     return jax.tree.map(np.asarray, kept)
 
 
-def _checked(kept, comparing: list[str], count: int, size: int):
-    """What was kept for a batch, filled up to `size` examples."""
-    if kept is _MISSING or not set(comparing) <= kept.keys() or example_count(kept) != count:
-        raise ValueError("the reference is not that of these batches and metrics")
-    return pad_to({name: kept[name] for name in comparing}, size)
+_OTHER_REFERENCE = "the reference is not that of these batches and metrics, in this order"
+
+
+def _checked(kept: KeptBatch, comparing: list[str], batch: Any, count: int):
+    """What was kept for a batch of which `count` examples are real, filled up to all of them."""
+    if (
+        not isinstance(kept, KeptBatch)
+        or kept.fingerprint != fingerprint(batch)
+        or not set(comparing) <= kept.outputs.keys()
+        or example_count(kept.outputs) != count
+    ):
+        raise ValueError(_OTHER_REFERENCE)
+    return pad_to({name: kept.outputs[name] for name in comparing}, example_count(batch))
 
 
 @functools.partial(jax.jit, static_argnums=0)

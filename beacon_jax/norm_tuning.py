@@ -9,13 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from beacon_jax.batches import example_count, is_read_once, take
+from beacon_jax.batches import is_read_once
 from beacon_jax.graph.program import leaf_names
 from beacon_jax.metrics.base import Key, floats, pick
 from beacon_jax.norms import norm_paths
+from beacon_jax.tuning_data import TuningData, weights_over
 
 
 def _kl(outputs, target):
@@ -123,7 +123,8 @@ def tune_norms(
         several models of one shape, and the training step compiles once.
       params: the quantized model's parameters, a pytree of arrays; not modified.
       reference: the float model, batch → outputs. They are computed once per batch and kept (4 bytes per number).
-      batches: pytrees of arrays of B examples; iterated again and again, so a list or the like, not a generator.
+      batches: pytrees of arrays of B examples; iterated again and again, so a list or the like, not a generator, and
+        always the same in the same order, since each is matched to the float model's outputs of the first time.
       tuning: the options.
       norms: which parameters are trained; a regular expression over paths such as blocks_0/norm1/scale, or paths; None
         for those that `norms.norm_paths` finds.
@@ -132,9 +133,9 @@ def tune_norms(
       on_step: called after every step with its number and the loss of its batch.
 
     Raises:
-      ValueError: nothing to tune; no batches, batches that can be read only once or have too few examples to hold some
-        out; outputs or labels that do not fit the loss; weights that do not fit; outputs that are not finite. A loss
-        that is not finite later on counts as no improvement.
+      ValueError: nothing to tune; no batches, batches that can be read only once, are others the next time, or have too
+        few examples to hold some out; outputs or labels that do not fit the loss; weights that do not fit; outputs that
+        are not finite. A loss that is not finite later on counts as no improvement.
     """
     if is_read_once(batches):
         raise ValueError("norm tuning reads its batches several times; pass a list or the like, not a generator")
@@ -143,7 +144,16 @@ def tune_norms(
     places = tuple(i for i, path in enumerate(leaf_names(params)) if path in chosen)
     parts, rest = [leaves[i] for i in places], [leaf for i, leaf in enumerate(leaves) if i not in places]
     static = _Static(apply, structure, places, tuning)
-    data = _Data(batches, reference, weights, tuning)
+    data = TuningData(
+        batches,
+        reference,
+        lambda batch: apply(params, batch),
+        weights,
+        held_out=tuning.held_out,
+        output=tuning.output,
+        label=tuning.label,
+        labelled=tuning.loss == "ce",
+    )
 
     def held_out_loss(parts):
         losses = [map(float, _held_out(parts, rest, example, static)) for _, example in data.split()]
@@ -187,40 +197,6 @@ class _Static:
         return jax.tree.unflatten(self.structure, leaves)
 
 
-@dataclasses.dataclass
-class _Data:
-    """Batches with their targets and weights, each split into a part to train on and one held out."""
-
-    batches: Iterable[Any]
-    reference: Callable[[Any], Any]
-    weights: Callable[[Any], Any] | None
-    tuning: NormTuning
-    targets: list = dataclasses.field(default_factory=list)  # of each batch, once computed
-
-    def split(self):
-        """((batch, target, weights) to train on, the same held out) of every batch of two or more examples."""
-        for i, batch in enumerate(self.batches):
-            count = example_count(batch)
-            if count < 2:
-                continue
-            while len(self.targets) <= i:
-                self.targets.append(None)
-            if self.targets[i] is None:
-                self.targets[i] = self._target(batch)
-            weights = None if self.weights is None else np.asarray(self.weights(batch), np.float32)
-            if weights is not None and (weights.ndim == 0 or len(weights) != count):
-                raise ValueError(f"weights of shape {weights.shape} do not fit a batch of {count} examples")
-            whole, cut = (batch, self.targets[i], weights), count - max(1, round(self.tuning.held_out * count))
-            yield take(whole, 0, cut), take(whole, cut, None)
-
-    def _target(self, batch):
-        if self.tuning.loss == "ce":
-            return np.asarray(pick(batch, self.tuning.label, "batch"))
-        return jax.tree.map(
-            lambda a: np.asarray(a, np.float32), pick(self.reference(batch), self.tuning.output, "outputs")
-        )
-
-
 def _optimizer(tuning: NormTuning) -> optax.GradientTransformation:
     schedule = optax.cosine_decay_schedule(tuning.learning_rate, tuning.steps)
     return OPTIMIZERS[tuning.optimizer](schedule, weight_decay=tuning.weight_decay)
@@ -235,19 +211,27 @@ def _loss(parts, rest, example, static):
         raise ValueError(
             f"the loss {tuning.loss!r} is of one array of logits, the outputs have {len(found)}; set output"
         )
-    by_position = LOSSES[tuning.loss]
-    means = [_mean(by_position(floats(a), jnp.asarray(b)), weights) for a, b in zip(found, wanted, strict=True)]
+    means = [
+        _mean(_by_position(floats(a), jnp.asarray(b), tuning.loss), weights) for a, b in zip(found, wanted, strict=True)
+    ]
     return sum(mean for mean, _ in means), means[0][1]
+
+
+def _by_position(outputs, target, loss):
+    if loss != "ce":
+        if outputs.shape != target.shape:
+            raise ValueError(
+                f"outputs of shape {outputs.shape} and the float model's {target.shape} cannot be compared"
+            )
+        target = target.astype(outputs.dtype)
+    return LOSSES[loss](outputs, target)
 
 
 def _mean(values, weights):
     """The mean over positions (B, …), weighted, and the sum of the weights; without weights the number of examples."""
     if weights is None:
         return values.mean(), len(values)
-    weights = weights.max(tuple(range(values.ndim, weights.ndim)))
-    if weights.shape != values.shape[: weights.ndim]:
-        raise ValueError(f"weights of shape {weights.shape} do not have the first axes of outputs by {values.shape}")
-    weights = jnp.broadcast_to(weights.reshape(weights.shape + (1,) * (values.ndim - weights.ndim)), values.shape)
+    weights = weights_over(weights, values.shape).astype(values.dtype)
     total = weights.sum()
     return jnp.where(weights > 0, weights * values, 0).sum() / jnp.where(total > 0, total, 1), total
 
@@ -258,5 +242,6 @@ _held_out = functools.partial(jax.jit, static_argnames="static")(_loss)
 @functools.partial(jax.jit, static_argnames="static")
 def _step(parts, state, rest, example, static):
     (loss, _), grads = jax.value_and_grad(_loss, has_aux=True)(parts, rest, example, static)
-    updates, state = _optimizer(static.tuning).update(grads, state, parts)
-    return optax.apply_updates(parts, updates), state, loss
+    with jax.numpy_dtype_promotion("standard"):  # Optax mixes types, whatever the caller forbids itself
+        updates, state = _optimizer(static.tuning).update(grads, state, parts)
+        return optax.apply_updates(parts, updates), state, loss

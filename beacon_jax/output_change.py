@@ -71,20 +71,20 @@ def _compiled(apply, execution, placement):
     @jax.jit
     def forward(params, batch, weights):
         outputs = outputs_of(params, batch)
-        by_leaf = [(_about_mean(y, w), _squares(y, w)) for y in outputs for w in [_fitting(weights, y.shape)]]
+        by_leaf = [(about_mean(y, w), squares(y, w)) for y in outputs for w in [fitting(weights, y.shape)]]
         sums = (jnp.stack(own) for own in zip(*by_leaf, strict=True)) if by_leaf else ()
         return placement.constrained((outputs, *sums), placement.replicated)
 
     @jax.jit
     def change(params, batch, weights, reference):
         pairs = zip(outputs_of(params, batch), reference, strict=True)
-        sums = jnp.stack([_squares(y - float_y, _fitting(weights, y.shape)) for y, float_y in pairs])
+        sums = jnp.stack([squares(y - float_y, fitting(weights, y.shape)) for y, float_y in pairs])
         return placement.constrained(sums, placement.replicated)
 
     return forward, change
 
 
-def _fitting(weights: jax.Array | None, shape: tuple[int, ...]) -> jax.Array:
+def fitting(weights: jax.Array | None, shape: tuple[int, ...]) -> jax.Array:
     """Weights for an output of this shape, with as many axes."""
     if weights is None or shape[:1] != weights.shape[:1]:
         return jnp.ones((1,) * len(shape))
@@ -93,16 +93,16 @@ def _fitting(weights: jax.Array | None, shape: tuple[int, ...]) -> jax.Array:
     return weights.reshape(weights.shape + (1,) * (len(shape) - weights.ndim))
 
 
-def _squares(y: jax.Array, weights: jax.Array) -> jax.Array:
-    # Padding may hold anything.
+def squares(y: jax.Array, weights: jax.Array) -> jax.Array:
+    """The weighted sum of squares of y; where weights are 0, as for padding, y may hold anything."""
     return (weights * jnp.square(jnp.where(weights > 0, y, 0))).sum()
 
 
-def _about_mean(y: jax.Array, weights: jax.Array) -> jax.Array:
+def about_mean(y: jax.Array, weights: jax.Array) -> jax.Array:
     """The weighted squares of y minus its weighted mean over the first axis."""
     if y.ndim == 0:
         return jnp.zeros((), y.dtype)
     weights = jnp.broadcast_to(weights, (len(y), *weights.shape[1:]))
     total = weights.sum(0, keepdims=True)
     mean = (weights * jnp.where(weights > 0, y, 0)).sum(0, keepdims=True) / jnp.where(total > 0, total, 1)
-    return _squares(y - mean, weights)
+    return squares(y - mean, weights)

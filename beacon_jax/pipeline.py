@@ -24,11 +24,15 @@ from beacon_jax.graph.model import Model
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.methods.table import METHODS
 from beacon_jax.quant.metrics import output_error_and_cosines
+from beacon_jax.quant.problem import NothingToCalibrateOn
 from beacon_jax.quant.quantized import QuantizedMatrix
 from beacon_jax.report import Coverage, LayerReport, coverage
 from beacon_jax.spec import LayerPlan, QuantSpec
 
 MANY_EQUATIONS = 20_000  # a transformer of 80 blocks has 7,000
+COSINE_SLACK = 1e-3  # of rounding
+RESIDUAL = "aimed at the residual stream, too"
+RESIDUAL_ROWS = 20  # calibration rows for each input, without which a layer does not aim at the residual stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +41,13 @@ class QuantizedModel:
 
     Attributes:
       params: the parameters, of the structure given, with quantized kernels dequantized in place.
-      layers: {layer name: quantized kernel}. Where a method changes a layer's bias, `bias_change` says by how much;
-        `params` have it already.
+      layers: {layer name: quantized kernel}, without layers whose inputs are zero in all rows: they stay in float.
+        Where a method changes a layer's bias, `bias_change` says by how much; `params` have it already.
       places: {layer name: its leaf's path and its place in the leaf}, for files.
       reports: what was done to each layer.
       coverage: what was done to each parameter.
+      spec: by which it was quantized.
+      plan: {layer name: what the spec said of it}.
     """
 
     params: Any
@@ -49,6 +55,8 @@ class QuantizedModel:
     places: dict[str, tuple]
     reports: list[LayerReport]
     coverage: Coverage
+    spec: QuantSpec
+    plan: dict[str, LayerPlan]
 
 
 def quantize(
@@ -105,23 +113,33 @@ def quantize(
     # As JAX arrays, float64 ones as float32 where double precision is off.
     leaves, structure = jax.tree.flatten(placement.everywhere(jax.tree.map(jnp.asarray, params)))
     fingerprint = Fingerprint() if float_stats is not None else None
-    with Calibration(read, leaves, _STREAMS[spec.calibrate_on], execution) as calibration:
+    with Calibration(read, leaves, _STREAMS[spec.calibrate_on], execution, spec.row_weights) as calibration:
         calibration.read(batches, weights, fingerprint)
         plan = plan_layers(read, spec, calibration.rows, calibration.examples)
         if (count := len(read.first.program.equations)) > MANY_EQUATIONS:
             logging.warning("the model has %d equations with its loops unrolled; compilation will take long", count)
         _check_finished(finished, plan, read)
         if float_stats is not None:
-            fingerprint.add([*leaves, execution.forward_dtype, read.text()])
+            fingerprint.add([*leaves, execution.forward_dtype, spec.row_weights, read.text()])
             float_stats.belong_to(fingerprint.digest())
         run = _Run(read, spec, plan, calibration, finished, float_stats, on_layer, leaves)
+        if not run.can_aim_at_residual():
+            logging.warning("no layer to be quantized is added to a residual stream, which the options ask to aim at")
         for stage in range(run.last_stage() + 1):
             (run.all_at_once if spec.calibrate_on == "float" else run.one_by_one)(stage)
-        covered = coverage(read, leaves, spec, run.reports, run.layers)
+        covered = coverage(read, leaves, spec, run.reports, run.layers, run.kept)
         logging.info("%s", covered)
-        places = {layer.name: (read.leaves[layer.leaf], layer.place) for layer in read.layers if layer.name in plan}
+        places = {
+            layer.name: (read.leaves[layer.leaf], layer.place) for layer in read.layers if layer.name in run.layers
+        }
         return QuantizedModel(
-            jax.tree.unflatten(structure, calibration.quantized), run.layers, places, run.reports, covered
+            jax.tree.unflatten(structure, calibration.quantized),
+            run.layers,
+            places,
+            run.reports,
+            covered,
+            spec,
+            plan,
         )
 
 
@@ -189,6 +207,7 @@ class _Run:
         self.finished, self.float_stats, self.on_layer, self.leaves = finished, float_stats, on_layer, leaves
         self.reports: list[LayerReport] = []
         self.layers: dict[str, QuantizedMatrix] = {}
+        self.kept: dict[str, str] = {}  # layers that stay as they are, and why
         self._by_name = {layer.name: layer for layer in model.layers}
         self._placement = calibration.placement
 
@@ -230,10 +249,43 @@ class _Run:
             stats, seconds = None, 0.0
             if g in wanted:
                 left = more and g == wanted[-1]
-                stats, seconds = self.calibration.statistics(stage, g, known=self._known(names), leave=left)
+                stats, seconds = self.calibration.statistics(
+                    stage, g, known=self._known(names), leave=left, residual=self._residual_of(names) == RESIDUAL
+                )
             self._solve(names, stats, seconds)
         if more:
             self.calibration.leave(stage, float_too=not left)
+
+    def _keep(self, name: str, why: str) -> None:
+        """Leaves a layer in float."""
+        if self.spec.strict:
+            raise ValueError(f"strict: layer {name} cannot be quantized: {why}")
+        logging.warning("layer %s stays in float: %s", name, why)
+        self.kept[name] = why
+
+    def can_aim_at_residual(self) -> bool:
+        """Whether some layer can, where any is asked to."""
+        asked = [name for name, plan in self.plan.items() if plan.reads_residual]
+        return not asked or any(name in self.model.first.residuals for name in asked)
+
+    def _residual_of(self, names: list[str]) -> str | None:
+        """What a group's reports say of the residual stream: RESIDUAL where it is aimed at, or why it is not.
+
+        None where no layer asks for it, or none is added to a residual stream.
+        """
+        asking = [name for name in names if name in self.plan and self.plan[name].reads_residual]
+        added = [name for name in asking if name in self.model.first.residuals]
+        if not added:
+            return None
+        if len(names) > 1:
+            return f"not aimed at the residual stream: its inputs are also those of {len(names) - 1} other layers"
+        rows, inputs = self.calibration.rows(added[0]), self._by_name[added[0]].shape[-2]
+        if rows < RESIDUAL_ROWS * inputs:
+            return (
+                f"not aimed at the residual stream: {rows} calibration rows are fewer than {RESIDUAL_ROWS} for each of "
+                f"the {inputs} inputs"
+            )
+        return RESIDUAL
 
     def _solve(self, names: list[str], stats: GramStats | None, seconds: float) -> None:
         """Quantizes a group's layers, in order, and puts them in place."""
@@ -244,7 +296,13 @@ class _Run:
             if name in self.finished:
                 report, matrix = self.finished[name][0], self._placement.everywhere(self.finished[name][1])
             else:
-                report, matrix = self._quantize_layer(self._by_name[name], stats, seconds / todo)
+                try:
+                    report, matrix = self._quantize_layer(self._by_name[name], stats, seconds / todo)
+                except NothingToCalibrateOn as why:
+                    self._keep(name, str(why))
+                    continue
+                notes = report.note, self._residual_of(names) or ""
+                report = dataclasses.replace(report, note="; ".join(filter(None, notes)))
                 if self.float_stats is not None and self.spec.calibrate_on != "quantized":
                     self.float_stats.add(name, stats.float_part())
             self.calibration.put(self._by_name[name], np.asarray(matrix.dequantize()))
@@ -260,23 +318,32 @@ class _Run:
         start = time.perf_counter()
         try:
             placed = self._placement.by_channels(kernel) if kernel.ndim == 2 else kernel
+            if stats.residual is not None:
+                stats = dataclasses.replace(stats, residual=stats.residual.padded(placed.shape[-1]))
             has_bias = layer.name in self.model.biases
             solution = METHODS[plan.method].solve(placed, stats, plan.alphabet, has_bias=has_bias, **plan.options)
+        except NothingToCalibrateOn:
+            raise
         except ValueError as error:
             raise ValueError(f"layer {layer.name}: {error}") from error
         matrix = self._placement.everywhere(solution.matrix).first_channels(kernel.shape[-1])
         matrix = matrix.astype(jnp.float64 if kernel.dtype == jnp.float64 else jnp.float32)
         jax.block_until_ready(matrix)
         seconds = gram_seconds, time.perf_counter() - start
-        return _report(layer, plan, kernel, dataclasses.replace(solution, matrix=matrix), stats, seconds)
+        return _report(layer, plan, kernel, matrix, solution.note or "", stats, seconds)
 
 
 _OPTIONAL = {"sweeps": "sweeps", "fixed_points": "fixed_point"}
 
 
-def _report(layer, plan, kernel, solution, stats, seconds) -> tuple[LayerReport, QuantizedMatrix]:
-    matrix = solution.matrix
+def _report(layer, plan, kernel, matrix, note, stats, seconds) -> tuple[LayerReport, QuantizedMatrix]:
     error, cosine = output_error_and_cosines(kernel, matrix, stats)
+    if not (error >= 0 and jnp.isfinite(error)) or not (jnp.abs(cosine) <= 1 + COSINE_SLACK).all():
+        raise ValueError(
+            f"layer {layer.name}: an output error of {float(error):.3g} and cosines up to "
+            f"{float(jnp.abs(cosine).max()):.3g} come of numbers beyond the statistics' {stats.dtype}"
+        )
+    cosine = jnp.clip(cosine, -1, 1)
     report = LayerReport(
         layer=layer.name,
         kind=layer.kind,
@@ -290,7 +357,7 @@ def _report(layer, plan, kernel, solution, stats, seconds) -> tuple[LayerReport,
         rows=int(stats.rows.max()),
         gram_seconds=seconds[0],
         solve_seconds=seconds[1],
-        note=solution.note or "",
+        note=note,
         **{key: float(matrix.info[field].mean()) for key, field in _OPTIONAL.items() if field in matrix.info},
     )
     return report, matrix

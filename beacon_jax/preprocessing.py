@@ -6,6 +6,7 @@ torchvision's Resize and CenterCrop (and so of timm's evaluation), pixel for pix
 """
 
 import dataclasses
+import functools
 import io
 
 import numpy as np
@@ -32,6 +33,7 @@ PRESETS: dict[str, Preset | None] = {
 NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "half": ((0.5,), (0.5,)),
 }
 
@@ -40,22 +42,69 @@ class UnreadableImageError(ValueError):
     """An image that cannot be decoded."""
 
 
-def decode(encoded: bytes, preset: Preset | None = None) -> np.ndarray:
-    """An image file's bytes as uint8 RGB (H, W, 3), resized and cropped by `preset`; grey, CMYK and palette images too.
+# What PIL identifies but hands to other programs, or does not decode at all.
+_NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 
-    EXIF orientation is ignored, as torchvision and TensorFlow ignore it.
+
+@functools.cache
+def decoded_formats() -> tuple[str, ...]:
+    """The formats that PIL decodes by itself."""
+    from PIL import Image
+
+    Image.init()
+    return tuple(kind for kind in Image.OPEN if kind not in _NOT_DECODED)
+
+
+def decode(encoded: bytes, preset: Preset | None = None) -> np.ndarray:
+    """An image file's bytes as uint8 RGB (H, W, 3), resized and cropped by `preset`.
+
+    Grey is repeated, of more than 8 bits the upper 8 are taken (as PIL does for 16-bit colours), CMYK, YCbCr and Lab
+    are converted, colours come from the palette, and alpha is dropped, as torchvision drops it. Of several frames it is
+    the first. EXIF orientation is ignored, as torchvision and TensorFlow ignore it.
 
     Raises:
-      UnreadableImageError: not an image, or truncated or damaged.
+      UnreadableImageError: not an image, truncated or damaged, more pixels than PIL.Image.MAX_IMAGE_PIXELS, or numbers
+        whose range is not known (floats, integers of 32 bits or with a sign).
     """
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(encoded)) as file:
-            image = file.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all of these mean damage
-        raise UnreadableImageError(str(error) or type(error).__name__) from error
+        with Image.open(io.BytesIO(encoded), formats=decoded_formats()) as file:
+            most = Image.MAX_IMAGE_PIXELS
+            if most is not None and file.width * file.height > most:
+                raise UnreadableImageError(f"{file.width} × {file.height} pixels are more than {most}, PIL's limit")
+            image = _rgb(file)
+    except (UnreadableImageError, MemoryError):
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise UnreadableImageError("of no kind of image file that PIL can identify") from error
+    except Exception as error:  # every format has its own for damage
+        raise UnreadableImageError(str(error).split("\n")[0] or type(error).__name__) from error
     return np.asarray(image if preset is None else _resize_and_crop(image, preset))
+
+
+# Formats whose pixels of these modes of PIL are known to be of 16 bits (or as many as a TIFF file says).
+_SIXTEEN_BITS = {"I;16": ("PNG", "TIFF", "JPEG2000", "ICO"), "I": ("PNG", "PPM")}
+_BITS, _PHOTOMETRIC = 258, 262  # tags of TIFF
+
+
+def _rgb(file):
+    """A PIL image file as PIL image of mode RGB."""
+    from PIL import Image
+
+    mode = "I;16" if file.mode.startswith("I;16") else file.mode
+    if mode in ("I", "F", "I;16"):
+        if file.format not in _SIXTEEN_BITS.get(mode, ()):
+            raise UnreadableImageError(f"pixels of mode {file.mode} in a {file.format} file have no known range")
+        tags = file.tag_v2 if file.format == "TIFF" else {}
+        bits = tags.get(_BITS, (16,))[0]
+        pixels = np.asarray(file).astype(np.uint16)
+        if tags.get(_PHOTOMETRIC) == 0:  # white is zero, which PIL heeds up to 8 bits
+            pixels = 2**bits - 1 - pixels
+        return Image.fromarray((pixels >> (bits - 8)).astype(np.uint8)).convert("RGB")
+    if file.mode in ("P", "PA", "RGBa"):
+        return file.convert("RGBA").convert("RGB")  # PIL warns of the direct way where a palette has alpha
+    return file.convert("RGB")
 
 
 def _resize_and_crop(image, preset: Preset):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from beacon_jax.graph.model import Model
-from beacon_jax.quant.packing import bits_per_code
+from beacon_jax.quant.packing import packed_bytes
 from beacon_jax.quant.quantized import QuantizedMatrix
 from beacon_jax.spec import QuantSpec
 
@@ -123,8 +123,12 @@ def coverage(
     spec: QuantSpec,
     reports: Sequence[LayerReport],
     layers: Mapping[str, QuantizedMatrix],
+    kept: Mapping[str, str],
 ) -> Coverage:
-    """What `reports` and `layers` say of every parameter leaf of a model; `leaves` are the float ones."""
+    """What `reports` and `layers` say of every parameter leaf of a model; `leaves` are the float ones.
+
+    kept: {layer name: why it stays in float although the spec asks for it}.
+    """
     found, program = model.first.found, model.first.program
     by_name = {report.layer: report for report in reports}
     rows = []
@@ -133,7 +137,7 @@ def coverage(
         done = [layer for layer in here if layer.name in by_name]
         own = [by_name[layer.name] for layer in done]
         quantized = sum(math.prod(layer.shape) for layer in done)
-        reasons = [spec.why_left(layer) for layer in here if layer.name not in by_name]
+        reasons = [kept.get(layer.name) or spec.why_left(layer) for layer in here if layer.name not in by_name]
         if not here:
             reasons = [found.reasons[i]]
         elif i in found.partly:
@@ -157,10 +161,10 @@ def coverage(
 
 
 def _bits(matrix: QuantizedMatrix) -> int:
-    """Of codes, scales and offsets."""
+    """Of codes, scales and offsets, as they are in a file."""
     floats = matrix.scale.size + (0 if matrix.offset is None else matrix.offset.size)
-    width = bits_per_code(len(matrix.alphabet))
-    return matrix.codes.size * width + floats * 8 * jnp.dtype(matrix.scale.dtype).itemsize
+    codes = packed_bytes(len(matrix.alphabet), matrix.codes.size)
+    return 8 * codes + floats * 8 * jnp.dtype(matrix.scale.dtype).itemsize
 
 
 def _multiplications(model: Model, done) -> float:

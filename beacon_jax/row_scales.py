@@ -3,12 +3,14 @@
 A quantized kernel has a scale for each column; its rows share their scales, so rows of unlike size lose more than they
 need to. Where the inputs are x_t = a_t·scale_t + bias_t of two parameters, as after a LayerNorm, scale_t and bias_t can
 be multiplied by r_t and row t of the kernel divided by it: the model stays the same function, up to rounding. The same
-goes for the columns of what makes the values of an attention and the rows of the projection after it. This is done
-before anything is quantized, and costs nothing afterwards.
+goes for the columns of what makes the values of an attention and the rows of the projection after it, and for a layer
+or a norm before a ReLU, which lets positive factors through. This is done before anything is quantized, and costs
+nothing afterwards.
 """
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +24,7 @@ from beacon_jax.graph.folds import Fold, find_folds, several
 from beacon_jax.graph.layers import Layer
 from beacon_jax.graph.model import Model
 
+_NUMBER = re.compile(r"(?<=[_./\[])\d+(?=[/\]. ]|$)")  # of a block, in a layer's or a parameter's name
 LIMIT = 100.0  # no row is scaled by more than this, or by less than its inverse
 
 
@@ -66,6 +69,17 @@ class BalancedRows:
     folded: dict[str, FoldedRows]
     left: dict[str, str]
 
+    def __str__(self) -> str:
+        """One line: how many layers' rows were scaled, and why others' were not; equal blocks are one item."""
+        own = [self.folded[name].note for name in self.spread if name in self.folded]
+        line = f"folded for {len(own)} of {len(self.spread)} layers"
+        line += f" ({len(own) - own.count('')} of them in part)" if any(own) else ""
+        before, after = np.mean(list(self.spread.values()), 0)
+        line += f", mean spread of the rows {before:.3f} → {after:.3f}"
+        reasons = Counter(tuple(_NUMBER.sub("*", text) for text in item) for item in self.left.items())
+        left = [f"{name} ({f'{count} layers: ' if count > 1 else ''}{why})" for (name, why), count in reasons.items()]
+        return line + (f"; not for {', '.join(left)}" if left else "")
+
 
 def balance_rows(model: Any, params: Any, batch: Any, layers: str = ".*") -> BalancedRows:
     """Gives the rows of kernels one size where the function of the model stays the same, up to rounding.
@@ -101,16 +115,25 @@ def balance_rows(model: Any, params: Any, batch: Any, layers: str = ".*") -> Bal
     before = {layer.name: _spread(_kernel(layer, values)) for layer in wanted}
     found = find_folds(program, every, wanted)
     folded: dict[str, FoldedRows] = {}
+    reasons = dict(found.reasons)
     for fold in found.folds:
         r = _factors(fold, {layer.name for layer in wanted}, values)
-        into = _multiply(fold, r, values, program.leaves)
+        scaled = list(values)
+        with np.errstate(over="ignore"):  # looked at next
+            into = _multiply(fold, r, scaled, program.leaves)
+            for layer, labels in fold.rows:
+                _scale(layer, 1 / r[labels][..., None], scaled)
+        beyond = _beyond_range(scaled, values, program.leaves)
+        if beyond:
+            reasons |= {layer.name: beyond for layer, _ in fold.rows}
+            continue
+        values = scaled
         for layer, labels in fold.rows:
-            _scale(layer, 1 / r[labels][..., None], values)
-            earlier = folded.get(layer.name, FoldedRows((), np.ones(labels.shape), found.reasons.get(layer.name, "")))
+            earlier = folded.get(layer.name, FoldedRows((), np.ones(labels.shape), reasons.get(layer.name, "")))
             folded[layer.name] = FoldedRows((*earlier.into, *into), earlier.factors * r[labels], earlier.note)
     values = [_like(new, old) for new, old in zip(values, given, strict=True)]
     spread = {layer.name: Spread(before[layer.name], _spread(_kernel(layer, values))) for layer in wanted}
-    left = {layer.name: found.reasons[layer.name] for layer in wanted if layer.name not in folded}
+    left = {layer.name: reasons[layer.name] for layer in wanted if layer.name not in folded}
     return BalancedRows(jax.tree.unflatten(structure, values), spread, folded, left)
 
 
@@ -172,6 +195,14 @@ def _multiply(fold: Fold, r: np.ndarray, values: list[Any], paths: Sequence[str]
 def _scale(layer: Layer, factors: np.ndarray, values: list[Any]) -> None:
     kernel = layer.place.read(values[layer.leaf]).astype(np.float64)
     values[layer.leaf] = layer.place.write(values[layer.leaf], kernel * factors)
+
+
+def _beyond_range(new: Sequence[Any], old: Sequence[Any], paths: Sequence[str]) -> str:
+    """Why values cannot be scaled so: what becomes infinite in its dtype; "" where nothing does."""
+    for a, b, path in zip(new, old, paths, strict=True):
+        if a is not b and not np.isfinite(np.asarray(a, np.float64)).all():
+            return f"{path} would pass the range of {np.asarray(b).dtype}"
+    return ""
 
 
 def _like(new: Any, old: Any) -> Any:

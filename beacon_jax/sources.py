@@ -5,17 +5,18 @@ A source has `len`, `read(i)` -> (image, label) and `name(i)`. The image is an e
 """
 
 import re
-import zipfile
 from collections.abc import Callable
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import numpy as np
+from absl import logging
+
+from beacon_jax.folder_labels import labelled_files
+from beacon_jax.image_files import open_files
 
 SPLITS = ("train", "test")
 DIGITS_TEST = 500
 _DIGITS_SPLIT_SEED = 0
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
-_WNID = re.compile(r"n\d{8}")
 
 
 class ArraySource:
@@ -39,7 +40,8 @@ class ArraySource:
 class TfdsSource:
     """A split of a dataset that TFDS prepared as array_record, read without TensorFlow.
 
-    Raises FileNotFoundError where it is not prepared, with the command to prepare it.
+    Of several versions it is the one that TFDS takes by itself, else the newest that is prepared, which is logged as a
+    warning. Raises FileNotFoundError where none is prepared, with the command to prepare it.
     """
 
     def __init__(self, dataset: str, split: str, data_dir: str | None):
@@ -47,8 +49,17 @@ class TfdsSource:
 
         builder = tfds.builder(dataset, data_dir=data_dir or None)
         prepare = f"tfds build {dataset} --file_format=array_record --data_dir={builder.data_dir_root}"
-        if split not in builder.info.splits:
+        versions = _prepared_versions(Path(builder.data_dir).parent)
+        if not versions:
             raise FileNotFoundError(f"{dataset} is not prepared in {builder.data_dir}; prepare it by: {prepare}")
+        if str(builder.version) not in versions:
+            logging.warning("%s %s is not prepared, read is version %s", dataset, builder.version, versions[-1])
+            builder = tfds.builder_from_directory(str(Path(builder.data_dir).parent / versions[-1]))
+        if split not in builder.info.splits or not {"image", "label"} <= set(builder.info.features):
+            raise FileNotFoundError(
+                f"{builder.data_dir} has no split {split} of images and labels, but {', '.join(builder.info.splits)} "
+                f"of {', '.join(builder.info.features)}; prepare it again by: {prepare}"
+            )
         try:
             self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
         except NotImplementedError as error:
@@ -72,111 +83,38 @@ class TfdsSource:
         return f"image {i} ({name.decode()})" if name else f"image {i}"
 
 
+def _prepared_versions(folder: Path) -> list[str]:
+    """The versions of a dataset that lie in its folder, the newest last."""
+    found = [info.parent.name for info in folder.glob("*/dataset_info.json")]
+    found = [name for name in found if re.fullmatch(r"\d+\.\d+\.\d+", name)]
+    return sorted(found, key=lambda name: [int(part) for part in name.split(".")])
+
+
 class FolderSource:
     """Image files in folders by class, `<class>/<name>.jpg`, or in one folder, `<wnid>_<name>.JPEG`; also inside a zip.
 
-    Where the root has a folder for the split (train; test, validation or val), only that is read; `unsplit` tells that
-    there are no split folders, so that every split is the same images. Classes are numbered in sorted order over all
-    splits, but ImageNet's wnids as in ImageNet-1k, so that a folder with a part of the classes has the right labels.
+    Where the root has labelled folders for the splits (train; test, validation or val, in any case), only these are
+    read; `unsplit` tells that there are none, so that every split is the same images. See `folder_labels` for the
+    numbers of the classes.
 
     Raises FileNotFoundError or ValueError, naming the root: no such folder, no images, or a class that cannot be told.
     """
 
     def __init__(self, root: str, split: str):
-        path = Path(root)
-        if not root or not path.exists():
-            raise FileNotFoundError(f"no image folder or zip file at {root!r}; set the data's root")
-        self._root, self._zip = path, None if path.is_dir() else _open_zip(path)
-        files = self._zip.namelist() if self._zip else (str(f.relative_to(path)) for f in path.rglob("*"))
-        files = sorted(name for name in files if _is_image(name))
-        if not files:
-            raise ValueError(f"{root} holds no images ({', '.join(sorted(_SUFFIXES))})")
-        splits = {name: _split_folder(name) for name in files}
-        self.unsplit = not any(splits.values())
-        own = None if self.unsplit else next((f for f in _FOLDERS[split] if f in splits.values()), "")
-        if own == "":
-            raise ValueError(f"{root} has no folder {' or '.join(_FOLDERS[split])} for the {split} split")
-        classes = _classes(splits, root)
-        number = _number_classes(sorted(set(classes.values())), root)
-        self._files = [name for name in files if splits[name] == own]
-        self._labels = [number[classes[name]] for name in self._files]
+        self._tree = open_files(root)
+        found = labelled_files(self._tree, split, root)
+        self._files, self._labels, self.unsplit = found.files, found.labels, found.unsplit
 
     def __len__(self) -> int:
         return len(self._files)
 
     def read(self, i: int) -> tuple[bytes, int]:
         """The i-th file's bytes and its label."""
-        name = self._files[i]
-        return (self._zip.read(name) if self._zip else (self._root / name).read_bytes()), self._labels[i]
+        return self._tree.read(self._files[i]), self._labels[i]
 
     def name(self, i: int) -> str:
         """The file's path inside the root."""
         return self._files[i]
-
-
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is neither a folder nor a readable zip file ({error}); is it truncated?") from error
-
-
-def _is_image(name: str) -> bool:
-    path = PurePath(name)
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-    return path.suffix.lower() in _SUFFIXES and not hidden
-
-
-# What the folder of a split may be called.
-_FOLDERS = {"train": ("train",), "test": ("test", "validation", "val")}
-
-
-def _split_folder(name: str) -> str | None:
-    """The outermost folder of a file that is called as a split, if any."""
-    return next((part for part in PurePath(name).parts[:-1] if part in sum(_FOLDERS.values(), ())), None)
-
-
-def _classes(splits: dict[str, str | None], root: str) -> dict[str, str]:
-    """{file: class}: the first folder below the split's (or below what all files share), else the wnid in its name."""
-    common = _shared_folders([name for name, folder in splits.items() if folder is None])
-    classes = {}
-    for name, folder in splits.items():
-        parts = PurePath(name).parts
-        below = parts[parts.index(folder) + 1 :] if folder else parts[common:]
-        wnid = below[-1].split("_")[0]
-        if len(below) == 1 and not _WNID.fullmatch(wnid):
-            raise ValueError(f"{name} in {root} has no class: expected <class>/<name> or <wnid>_<name>")
-        classes[name] = below[0] if len(below) > 1 else wnid
-    return classes
-
-
-def _shared_folders(files: list[str]) -> int:
-    """How many outer folders all files share, not counting one that would be their only class."""
-    folders = [PurePath(name).parts[:-1] for name in files]
-    shared = 0
-    while folders and all(len(f) > shared + 1 for f in folders) and len({f[shared] for f in folders}) == 1:
-        shared += 1
-    return shared
-
-
-def _number_classes(classes: list[str], root: str) -> dict[str, int]:
-    if not any(_WNID.fullmatch(name) for name in classes):
-        return {name: label for label, name in enumerate(classes)}
-    imagenet = {wnid: label for label, wnid in enumerate(_imagenet_wnids())}
-    others = [name for name in classes if name not in imagenet]
-    if others and len(others) < len(classes):
-        raise ValueError(
-            f"{len(classes) - len(others)} classes of {root} are ImageNet-1k's and {len(others)} are not, such as "
-            f"{others[0]!r}; take these out, or rename all"
-        )
-    return {name: label for label, name in enumerate(classes)} if others else imagenet
-
-
-def _imagenet_wnids() -> list[str]:
-    """ImageNet-1k's classes in order, from the list that TFDS ships."""
-    import tensorflow_datasets as tfds
-
-    return tfds.builder("imagenet2012").info.features["label"].names
 
 
 def _digits(split: str, root: str) -> ArraySource:

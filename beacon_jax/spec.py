@@ -12,6 +12,7 @@ from beacon_jax.quant.alphabets import make_alphabet
 from beacon_jax.quant.methods.table import METHODS
 
 CALIBRATE_ON = ("float", "quantized", "both")
+ROW_WEIGHTS = ("uniform", "influence")
 KINDS = ("dense", "grouped", "conv")
 
 
@@ -52,6 +53,9 @@ class QuantSpec:
       calibrate_on: what a layer's inputs are taken from. "float": the float model (X̃ = X; Beacon without error
         correction). "quantized": the model whose earlier layers are quantized, for the output as well. "both": the
         float model's output from the quantized model's inputs (error correction).
+      row_weights: how much the rows of a layer's inputs count, beside the weights given to `quantize`. "uniform": all
+        alike. "influence": half of it alike, half in proportion to the root of how much the model's outputs depend
+        on them (see influence.py): the model is differentiated, which takes the memory of a backward pass of a batch.
       options: keyword arguments of the method.
       rules: exceptions, LayerRule or dicts of its fields; a rule's layers are quantized even where `layers` does not
         match, and of several matching rules the last counts. A kernel that the model also uses in another way, such as
@@ -60,13 +64,14 @@ class QuantSpec:
       strict: make it an error if any parameter is left in float that no rule with `skip` names.
 
     Raises:
-      ValueError: unknown method, alphabet, option, kind or calibrate_on; bad regular expression.
+      ValueError: unknown method, alphabet, option, kind, calibrate_on or row_weights; bad regular expression.
     """
 
     method: str = "beacon"
     alphabet: str | float | Sequence[float] = "2"
     layers: str = ".*"
     calibrate_on: str = "both"
+    row_weights: str = "uniform"
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     rules: Sequence[LayerRule | Mapping[str, Any]] = ()
     allow_few_rows: bool = False
@@ -74,6 +79,9 @@ class QuantSpec:
 
     def __post_init__(self):
         _check_choice("calibrate_on", self.calibrate_on, CALIBRATE_ON)
+        for what in ("allow_few_rows", "strict"):
+            _check_kind(what, getattr(self, what), bool, "True or False")
+        _check_choice("row_weights", self.row_weights, ROW_WEIGHTS)
         if isinstance(self.rules, (str, Mapping, LayerRule)) or not isinstance(self.rules, Iterable):
             raise ValueError(f"rules is a list of LayerRule or of dicts, got {self.rules!r}")
         rules = tuple(rule if isinstance(rule, LayerRule) else _from_dict(LayerRule, rule) for rule in self.rules)
@@ -89,6 +97,7 @@ class QuantSpec:
                 raise ValueError(f"layers={rule.layers!r} is not a regular expression: {error}") from error
             self._plan_layer(None if rule is self else rule)
         for rule in rules:
+            _check_kind("skip", rule.skip, bool, "True or False")
             if rule.kind is not None:
                 _check_choice("kind", rule.kind, KINDS)
 
@@ -97,6 +106,10 @@ class QuantSpec:
         """A spec from a config's keys; options that are None are left to the method. ValueError on an unknown key."""
         options = {k: v for k, v in (fields.get("options") or {}).items() if v is not None}
         return _from_dict(cls, {**fields, "options": options})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its fields, of JSON's types, of which `from_dict` makes the same spec."""
+        return _plain(dataclasses.asdict(self))
 
     def plan(self, layers: Sequence[Layer], others: Sequence[str] = ()) -> dict[str, "LayerPlan"]:
         """The layers to quantize, in the order given, and how.
@@ -154,7 +167,11 @@ class QuantSpec:
         _check_choice("method", method, METHODS)
         # Options belong to a method, so a rule that changes the method starts from that method's defaults.
         options = dict((rule.options or {}) if rule and rule.method else own("options"))
-        METHODS[method].check(**options)
+        if METHODS[method].check(**options).reads_residual and self.calibrate_on != "both":
+            raise ValueError(
+                f"a residual stream can only be aimed at with calibrate_on='both', got {self.calibrate_on!r} with "
+                f"residual={options['residual']!r}"
+            )
         alphabet = own("alphabet")
         return LayerPlan(method, str(alphabet), make_alphabet(alphabet), options)
 
@@ -167,6 +184,24 @@ class LayerPlan:
     alphabet_name: str
     alphabet: np.ndarray
     options: dict[str, Any]
+
+    @property
+    def reads_residual(self) -> bool:
+        """Whether the method takes the change of the residual stream into account."""
+        return METHODS[self.method].check(**self.options).reads_residual
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its fields, of JSON's types."""
+        return _plain(dataclasses.asdict(self))
+
+
+def _plain(value: Any) -> Any:
+    """Dicts, lists, and Python's numbers instead of other mappings, sequences and arrays."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(own) for key, own in value.items()}
+    if hasattr(value, "__array__"):
+        return np.asarray(value).tolist()
+    return [_plain(own) for own in value] if isinstance(value, (list, tuple)) else value
 
 
 def _check_choice(what: str, value: str, known) -> None:

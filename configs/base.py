@@ -16,8 +16,20 @@ def options(**given) -> ConfigDict:
     return config
 
 
-def table_row(title: str, method: str, calibrate_on: str, **given) -> ConfigDict:
-    return ConfigDict(dict(title=title, method=method, calibrate_on=calibrate_on, options=options(**given)))
+def table_row(
+    title: str,
+    method: str,
+    calibrate_on: str,
+    *,
+    balance_rows: bool | None = None,
+    row_weights: str | None = None,
+    **given,
+) -> ConfigDict:
+    """A row with these options; balance_rows and row_weights as in config.quant where they are None."""
+    row = ConfigDict(dict(title=title, method=method, calibrate_on=calibrate_on, options=options(**given)))
+    row.balance_rows, row.row_weights = placeholder(bool), placeholder(str)
+    row.balance_rows, row.row_weights = balance_rows, row_weights
+    return row
 
 
 def get_config() -> ConfigDict:
@@ -55,17 +67,20 @@ def get_config() -> ConfigDict:
     config.data.shared_images = False  # accept an image folder without splits: calibration on the test images
 
     # The fields of beacon_jax.QuantSpec: what experiments/quantize.py does. A table takes method, alphabet,
-    # calibrate_on and options from its rows instead. With bits_per_parameter each layer that has no alphabet by a rule
-    # gets one of candidate_alphabets (see beacon_jax.choose_alphabets); a table then has one more column.
+    # calibrate_on and options from its rows instead, and balance_rows where a row has it. With bits_per_parameter each
+    # layer that has no alphabet by a rule gets one of candidate_alphabets (see beacon_jax.choose_alphabets); a table
+    # then has one more column. balance_rows is no field: it says what is done to the parameters before.
     config.quant = ConfigDict()
     config.quant.method = "beacon"  # a row of beacon_jax.METHODS
     config.quant.alphabet = "2"  # a name, such as 1.58, 2, 2.58, 4, int4
     config.quant.bits_per_parameter = placeholder(float)  # mean of codes, scales and offsets of what is quantized
     config.quant.candidate_alphabets = ("2", "3", "4")
     config.quant.calibrate_on = "both"  # float, quantized, or both (error correction)
+    config.quant.row_weights = "uniform"  # or influence: rows count by how much the outputs depend on them
     config.quant.options = options()
     config.quant.layers = ".*"  # regular expression over layer names, matched whole
     config.quant.rules = ()  # LayerRule dicts: exceptions for some layers; of several that match the last counts
+    config.quant.balance_rows = False  # rows of one size first, where that costs nothing (beacon_jax.balance_rows)
     config.quant.allow_few_rows = False  # calibrate a layer on fewer rows than it has inputs
     config.quant.strict = False  # an error for every parameter left in float that no rule with skip names
 
@@ -123,6 +138,20 @@ def get_config() -> ConfigDict:
     config.rows.plus_fast_ec = table_row("Beacon plus, fast, w/ E.C.", "beacon_plus", "both", effort="fast")
     config.rows.plus_ec = table_row("Beacon plus w/ E.C.", "beacon_plus", "both")
     config.rows.plus_thorough_ec = table_row("Beacon plus, thorough, w/ E.C.", "beacon_plus", "both", effort="thorough")
+    config.rows.plus_rows_ec = table_row("Beacon plus + row scales w/ E.C.", "beacon_plus", "both", balance_rows=True)
+    config.rows.plus_residual_ec = table_row(
+        "Beacon plus + residual stream w/ E.C.", "beacon_plus", "both", residual=0.5
+    )
+    config.rows.plus_influence_ec = table_row(
+        "Beacon plus + influence w/ E.C.", "beacon_plus", "both", row_weights="influence"
+    )
+    config.rows.plus_influence_residual_ec = table_row(
+        "Beacon plus + influence, residual stream w/ E.C.",
+        "beacon_plus",
+        "both",
+        row_weights="influence",
+        residual=0.5,
+    )
 
     # experiments/train.py
     config.train = ConfigDict()
@@ -163,5 +192,6 @@ def full_table(config: ConfigDict) -> ConfigDict:
         "beacon_ec_centering",
         "plus",
         "plus_ec",
+        "plus_rows_ec",
     )
     return config

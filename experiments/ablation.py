@@ -16,7 +16,7 @@ from absl import flags, logging
 from tabulate import tabulate
 from tqdm import tqdm
 
-from beacon_jax import FloatStats, balance_rows, quantize
+from beacon_jax import FloatStats, quantize
 from beacon_jax.batches import example_count, take
 from beacon_jax.layer_errors import layer_errors
 from experiments import common
@@ -32,24 +32,32 @@ _ONLY = flags.DEFINE_enum("only", "", ["", "float", "both"], "Only without (floa
 _HELD_OUT = flags.DEFINE_integer("held_out", 512, "Test examples to measure the layers' errors on.")
 
 PLAIN = dict(effort="fast", start="greedy", bias=False, ridge=0.0, beam=0)
-# (title, method, options, whether row scales are folded first)
+# (title, method, options, other fields of config.quant)
 ROWS = (
-    ("RTN, least-squares scale", "rtn", dict(scale="lsq"), False),
-    ("GPTQ, act_order", "gptq", dict(act_order=True), False),
-    ("GPTQ, act_order, bias", "gptq", dict(act_order=True, bias=True), False),
-    ("GPTQ, least-squares scale, act_order, bias", "gptq", dict(scale="lsq", act_order=True, bias=True), False),
-    ("COMQ", "comq", {}, False),
-    ("COMQ, least-squares scale", "comq", dict(scale="lsq"), False),
-    ("Beacon", "beacon", {}, False),
-    ("+ bias", "beacon_plus", {**PLAIN, "bias": True}, False),
-    ("+ ridge", "beacon_plus", {**PLAIN, "bias": True, "ridge": None}, False),
-    ("+ decoded start (fast)", "beacon_plus", dict(effort="fast"), False),
-    ("+ decoded again", "beacon_plus", dict(effort="fast", redecode=True), False),
-    ("+ beam (default)", "beacon_plus", dict(effort="default"), False),
-    ("+ pairs, wider beam (thorough)", "beacon_plus", dict(effort="thorough"), False),
-    ("+ row scales", "beacon_plus", dict(effort="thorough"), True),
-    ("default + row scales", "beacon_plus", dict(effort="default"), True),
-    ("default + offset", "beacon_plus", dict(effort="default", offset=True), False),
+    ("RTN, least-squares scale", "rtn", dict(scale="lsq"), {}),
+    ("GPTQ, act_order", "gptq", dict(act_order=True), {}),
+    ("GPTQ, act_order, bias", "gptq", dict(act_order=True, bias=True), {}),
+    ("GPTQ, least-squares scale, act_order, bias", "gptq", dict(scale="lsq", act_order=True, bias=True), {}),
+    ("COMQ", "comq", {}, {}),
+    ("COMQ, least-squares scale", "comq", dict(scale="lsq"), {}),
+    ("Beacon", "beacon", {}, {}),
+    ("+ bias", "beacon_plus", {**PLAIN, "bias": True}, {}),
+    ("+ ridge", "beacon_plus", {**PLAIN, "bias": True, "ridge": None}, {}),
+    ("+ decoded start (fast)", "beacon_plus", dict(effort="fast"), {}),
+    ("+ decoded again", "beacon_plus", dict(effort="fast", redecode=True), {}),
+    ("+ beam (default)", "beacon_plus", dict(effort="default"), {}),
+    ("+ pairs, wider beam (thorough)", "beacon_plus", dict(effort="thorough"), {}),
+    ("+ row scales", "beacon_plus", dict(effort="thorough"), dict(balance_rows=True)),
+    ("default + row scales", "beacon_plus", dict(effort="default"), dict(balance_rows=True)),
+    ("default + offset", "beacon_plus", dict(effort="default", offset=True), {}),
+    ("default + influence", "beacon_plus", dict(effort="default"), dict(row_weights="influence")),
+    ("default + residual stream", "beacon_plus", dict(effort="default", residual=0.5), {}),
+    (
+        "default + influence + residual stream",
+        "beacon_plus",
+        dict(effort="default", residual=0.5),
+        dict(row_weights="influence"),
+    ),
 )
 BASE = "Beacon"
 SAID = {"float": "without error correction", "both": "with error correction"}
@@ -74,18 +82,14 @@ class Ablation:
         self.drawn = functools.lru_cache(maxsize=1)(self.task.calibration)
         self.shared: dict = {}
 
-    def run(self, method, options, balanced, calibrate_on, alphabet, seed) -> dict:
+    def run(self, method, options, more, calibrate_on, alphabet, seed) -> dict:
         """One line: the mean error of the layers, and the metrics."""
-        quant, task = self.config.quant.to_dict(), self.task
-        chosen = {name: value for name, value in options.items() if value is not None}
-        spec = spec_of(
-            {**quant, "method": method, "alphabet": alphabet, "calibrate_on": calibrate_on, "options": chosen}
-        )
+        quant = dict(method=method, options=options, calibrate_on=calibrate_on, alphabet=alphabet, **more)
+        quant, task = {**self.config.quant.to_dict(), **quant}, self.task
+        spec = spec_of(quant)
         batches = self.drawn(self.config.data.calibration_images, seed)
-        params = task.params
-        if balanced:
-            params = balance_rows(task.apply, params, next(iter(batches)), spec.layers).params
-        stats = self.shared.setdefault((seed, balanced), FloatStats())
+        params = self.experiment.float_params(quant, batches)
+        stats = self.shared.setdefault((seed, quant["balance_rows"], spec.row_weights), FloatStats())
         given = dict(weights=task.weights, execution=self.experiment.execution)
         done = quantize(task.apply, params, batches, spec, float_stats=stats, **given)
         errors = layer_errors(task.apply, params, done, self.held_out, streams=calibrate_on, **given)
@@ -124,15 +128,28 @@ class Lines:
     def error(self, title: str, alphabet: str) -> str:
         """The mean over the seeds, and how it compares with Beacon's of the same seeds."""
         own, base = self.at(title, alphabet, "error"), self.at(BASE, alphabet, "error")
-        ratios = [own[seed] / base[seed] for seed in own if seed in base]
-        change = f" ({100 * np.mean(ratios) - 100:+.0f} %)" if ratios else ""
+        ratios = [100 * own[seed] / base[seed] - 100 for seed in own if seed in base]
+        spread = f" ± {_standard_error(ratios):.1f}" if len(ratios) > 1 and title != BASE else ""
+        change = f" ({np.mean(ratios):+.0f}{spread} %)" if ratios else ""
         return f"{np.mean(list(own.values())):.5f}{change}" if own else "–"
 
     def number(self, title: str, alphabet: str, *keys, form: str) -> str:
-        """The mean over the seeds, with its standard error where there are several."""
-        own = list(self.at(title, alphabet, *keys).values())
-        spread = f" ± {np.std(own, ddof=1) / len(own) ** 0.5:{form}}" if len(own) > 1 else ""
-        return f"{np.mean(own):{form}}{spread}" if own else "–"
+        """The mean over the seeds; with several its standard error, and in brackets the mean difference from Beacon's
+        of the same seeds with the standard error of that.
+        """
+        own, base = self.at(title, alphabet, *keys), self.at(BASE, alphabet, *keys)
+        if not own:
+            return "–"
+        values = list(own.values())
+        if len(values) == 1:
+            return f"{values[0]:{form}}"
+        change = [own[seed] - base[seed] for seed in own if seed in base]
+        paired = f" ({np.mean(change):+{form}} ± {_standard_error(change):{form}})" if len(change) > 1 else ""
+        return f"{np.mean(values):{form}} ± {_standard_error(values):{form}}{'' if title == BASE else paired}"
+
+
+def _standard_error(values: list[float]) -> float:
+    return float(np.std(values, ddof=1) / len(values) ** 0.5)
 
 
 def markdown(lines: list[dict], metrics) -> str:
@@ -172,18 +189,20 @@ def main(_):
         for on in ([_ONLY.value] if _ONLY.value else SAID)
         for alphabet in _ALPHABETS.value
         for row in rows
+        if on == "both" or "residual" not in row[2]  # which differs from the float one by error correction alone
     ]
     shown = []
-    for (_, method, options, balanced), cell in tqdm(cells, desc="cells", unit="cell", disable=None):
-        key = identity_of(**about, **cell, method=method, options=options, balanced=balanced)
+    common_fields = {name: config.quant[name] for name in ("balance_rows", "row_weights")}
+    for (_, method, options, more), cell in tqdm(cells, desc="cells", unit="cell", disable=None):
+        key = identity_of(**about, **cell, method=method, options=options, **{**common_fields, **more})
         line = next((line for line in lines if line["key"] == key), None)
         if line is None:
-            found = ablation.run(method, options, balanced, cell["calibrate_on"], cell["alphabet"], cell["seed"])
+            found = ablation.run(method, options, more, cell["calibrate_on"], cell["alphabet"], cell["seed"])
             line = dict(key=key, **cell, **found)
             append_line(path, line)
             logging.info("%s, %s, %s bit: %.5f", cell["title"], cell["calibrate_on"], cell["alphabet"], line["error"])
         shown.append(line)
-        (out / "ablation.md").write_text(markdown(shown, ablation.task.metrics))
+        (out / "ablation.md").write_text(markdown(shown, ablation.task.metrics), encoding="utf-8")
     print(markdown(shown, ablation.task.metrics))
     print(f"lines: {path}\ntable: {out / 'ablation.md'}")
 

@@ -269,8 +269,8 @@ def run(sizes: Sizes, out: Path, parts=tuple(PARTS)) -> str:
         bar.set_postfix_str(name)
         result["parts"][name] = PARTS[name](sizes)
         result["peak_memory"][name] = peak_memory()
-        (out / "benchmark.json").write_text(json.dumps(result, indent=1) + "\n")
-        (out / "benchmark.md").write_text(markdown(result, full=sizes.shapes == FULL.shapes))
+        (out / "benchmark.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        (out / "benchmark.md").write_text(markdown(result, full=sizes.shapes == FULL.shapes), encoding="utf-8")
         if name == "growth":
             plot(result["parts"][name], out / "growth.png")
     return markdown(result, full=sizes.shapes == FULL.shapes)

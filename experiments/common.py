@@ -1,7 +1,9 @@
 """What the scripts share: configuration, errors, and a model's forward pass."""
 
 import contextlib
+import functools
 import os
+import re
 import signal
 import sys
 
@@ -10,7 +12,7 @@ import jax.numpy as jnp
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from beacon_jax import Execution, make_mesh
+from beacon_jax import Execution, make_mesh, run_packed
 from beacon_jax.devices import Placement
 from beacon_jax.execution import run_in
 from configs import base
@@ -22,16 +24,31 @@ _CACHE = flags.DEFINE_string(
 )
 
 
+# "~" where a flag's value begins with it, which shells leave as it is.
+_HOME = re.compile(r"^(--?[\w.]+=)~(?=/|$)")
+# Keys of a configuration that are paths.
+_PATHS = ("out", "model.checkpoint", "data.root", "train.float_checkpoint")
+
+
 def get_config() -> ConfigDict:
-    """The configuration that --config names, with what the command line changed in it."""
+    """The configuration that --config names, with what the command line changed in it, and "~" in paths expanded."""
     if _CONFIG.value is None:
         raise ValueError("no configuration given; use --config=configs/digits.py or another")
     missing = [key for key in base.get_config() if key not in _CONFIG.value]
     if missing:
         raise ValueError(f"the configuration has no {', '.join(missing)}; start from configs/base.py's get_config()")
+    _CONFIG.value.update_from_flattened_dict(
+        {key: os.path.expanduser(value) for key in _PATHS if (value := _at(_CONFIG.value, key)).startswith("~")}
+    )
     if _CONFIG.value.execution.forward_dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     return _CONFIG.value
+
+
+def _at(config: ConfigDict, key: str) -> str:
+    for part in key.split("."):
+        config = config[part]
+    return config
 
 
 def run(main) -> None:
@@ -42,7 +59,7 @@ def run(main) -> None:
 
     def parse(argv):
         try:
-            return app.parse_flags_with_usage(argv)
+            return app.parse_flags_with_usage([_HOME.sub(r"\1" + os.path.expanduser("~"), word) for word in argv])
         except (AttributeError, KeyError, TypeError) as error:  # what ml_collections raises for a key of --config
             sys.exit(f"error: --config has no such key, or one of another type: {error}")
 
@@ -56,7 +73,9 @@ def run(main) -> None:
             hosts.join()
             with contextlib.ExitStack() as stack:
                 if not hosts.first():
-                    stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+                    stack.enter_context(
+                        contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w", encoding="utf-8")))
+                    )
                 main(argv)
         except (ValueError, OSError, ImportError) as error:
             if logging.level_debug():
@@ -69,6 +88,7 @@ def run(main) -> None:
         except KeyboardInterrupt:
             sys.exit("interrupted; the same command goes on from here")
 
+    sys.stdout.reconfigure(errors="replace")  # a character that the terminal does not know must not end a run
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated; the same command goes on from here"))
     app.run(guarded, flags_parser=parse)
 
@@ -86,11 +106,14 @@ def make_execution(config: ConfigDict) -> Execution:
 
 
 def forward_function(apply, execution: Execution):
-    """The jitted function (params, batch) → outputs, floating point as float32, and whole on every device."""
-    placement = Placement(execution.mesh)
+    """The jitted function (params, batch) → outputs, floating point as float32, and whole on every device.
+
+    Parameters may be packed, as `load_packed` gives them.
+    """
+    placement, run = Placement(execution.mesh), functools.partial(run_in, execution.forward_dtype, apply)
 
     def forward(params, batch):
-        outputs = run_in(execution.forward_dtype, apply, params, batch)
+        outputs = run_packed(run)(params, batch)
         outputs = jax.tree.map(lambda a: a.astype(jnp.float32) if jnp.issubdtype(a.dtype, jnp.floating) else a, outputs)
         return placement.constrained(outputs, placement.replicated)
 

@@ -1,7 +1,7 @@
 """One cell of a table, from the Task to its result."""
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from beacon_jax.graph.model import Model
 from beacon_jax.norm_tuning import TunedNorms, tune_norms
 from beacon_jax.norms import norm_paths
 from beacon_jax.pipeline import plan_layers
-from experiments import common, mixed
+from experiments import common, mixed, row_scales
 from experiments.grid import Cell, norm_tuning
 from experiments.results import LayerStore, Result
 from experiments.task import Task
@@ -30,10 +30,11 @@ class Experiment:
         self.apply = common.forward_function(task.apply, self.execution)
         self.skipped: dict[str, int] = {}  # examples left out of the latest calibration, tuning and test
         self.bit_widths = ""  # the table of those chosen for the latest cell with a budget
+        self._row_scales = row_scales.RowScales(task)
         self._model: tuple[Model, int] | None = None  # as `_traced` gives it
         # Examples of the latest calibration and the latest tuning, decoded once; statistics that rows share.
         self._drawn = functools.lru_cache(maxsize=2)(self._draw)
-        self._float_stats = functools.lru_cache(maxsize=1)(lambda count, seed: FloatStats())
+        self._float_stats = functools.lru_cache(maxsize=1)(lambda count, seed, balanced: FloatStats())
 
     def predictor(self, params: Any):
         """The function from a batch to the outputs with these parameters."""
@@ -45,7 +46,8 @@ class Experiment:
         """Quantizes as the cell says; layers go into the store as they are done, and those in it are not done again."""
         finished, drawn_by = store.load(), (cell.calibration_images, cell.seed)
         batches = self._drawn(*drawn_by)
-        spec = self._spec(cell, store)
+        params = self.float_params(cell.quant, batches)
+        spec = self._spec(cell, store, params)
         with tqdm(desc="layers", unit="layer", initial=len(finished), leave=False, disable=None) as bar:
 
             def on_layer(report, matrix, total):
@@ -55,19 +57,26 @@ class Experiment:
 
             done = quantize(
                 self.task.apply,
-                self.task.params,
+                params,
                 batches,
                 spec,
                 execution=self.execution,
                 weights=self.task.weights,
                 finished=finished,
-                float_stats=self._float_stats(*drawn_by),
+                float_stats=self._float_stats(*drawn_by, row_scales.wanted(cell.quant)),
                 on_layer=on_layer,
             )
         self.skipped["calibration"] = _skipped(batches)
         return done
 
-    def _spec(self, cell: Cell, store: LayerStore) -> QuantSpec:
+    def float_params(self, quant: Mapping[str, Any], batches: Iterable[Any]) -> Any:
+        """The float parameters to quantize for a cell's fields: the task's, with balance_rows those with row scales."""
+        if not row_scales.wanted(quant):
+            return self.task.params
+        model, _ = self._traced(batches)
+        return self._row_scales.params(model, mixed.spec_of(quant), next(iter(batches)))
+
+    def _spec(self, cell: Cell, store: LayerStore, params: Any) -> QuantSpec:
         """The cell's spec; where it has a budget, with the alphabets chosen under it, which go into the store."""
         spec = mixed.spec_of(cell.quant)
         if not mixed.is_mixed(cell.quant):
@@ -77,14 +86,14 @@ class Experiment:
             drawn_by = cell.calibration_images, cell.seed
             plan = choose_alphabets(
                 self.task.apply,
-                self.task.params,
+                params,
                 self._drawn(*drawn_by),
                 spec,
                 cell.quant["candidate_alphabets"],
                 cell.quant["bits_per_parameter"],
                 execution=self.execution,
                 weights=self.task.weights,
-                float_stats=self._float_stats(*drawn_by),
+                float_stats=self._float_stats(*drawn_by, row_scales.wanted(cell.quant)),
             )
             choice = mixed.choice_of(plan, spec)
             store.save_choice(choice)
@@ -144,6 +153,7 @@ class Experiment:
                 BitBudget.of(model, self.task.params, spec, *allowed, rows=own_rows, examples=examples)
             else:
                 plan_layers(model, spec, own_rows, examples)
+            self.float_params(cell.quant, batches)
             if cell.tuning is not None:
                 norm_paths(self.task.params, self.task.norms)
                 count, size = cell.tuning["images"] or cell.calibration_images, cell.tuning["batch_size"]

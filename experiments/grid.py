@@ -8,13 +8,13 @@ from ml_collections import ConfigDict
 
 from beacon_jax.norm_tuning import NormTuning
 from beacon_jax.quant.alphabets import make_alphabet
-from experiments import mixed
+from experiments import mixed, row_scales
 from experiments.methods import method_options, speed_only
 from experiments.task import identity_of
 
 TUNED = " + norm tuning"
 FLOAT = "Float"
-RESULTS_VERSION = 3  # to be raised when the same config comes to give another result
+RESULTS_VERSION = 4  # to be raised when the same config comes to give another result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _rows(config: ConfigDict):
     for name in config.table.rows:
         if name not in config.rows:
             raise ValueError(f"unknown row {name!r} in config.table.rows; expected some of {', '.join(config.rows)}")
-        row = config.rows[name].to_dict()
+        row = {key: value for key, value in config.rows[name].to_dict().items() if value is not None}
         title = row.pop("title")
         if not config.table.sweeps or "sweeps" not in method_options().get(row["method"], ()):
             yield title, row
@@ -153,6 +153,7 @@ def _deciding(quant: dict | None) -> dict | None:
     """What of a QuantSpec's fields decides the result: not what is unset, nor what changes only speed and memory."""
     if quant is None:
         return None
-    fields = {key: value for key, value in quant.items() if key not in ("allow_few_rows", "strict")}
+    fields = {key: value for key, value in quant.items() if key not in ("allow_few_rows", "strict", row_scales.KEY)}
+    fields |= {row_scales.KEY: True} if row_scales.wanted(quant) else {}
     options = {key: v for key, v in quant["options"].items() if v is not None and key not in speed_only()}
     return {**fields, "options": options}

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 from beacon_jax import BitPlan, LayerRule, QuantSpec
+from experiments import row_scales
 
 KEYS = ("bits_per_parameter", "candidate_alphabets")
 PREFIX = "mixed "
@@ -24,7 +25,7 @@ def is_mixed(quant: dict[str, Any]) -> bool:
 
 def spec_of(quant: dict[str, Any]) -> QuantSpec:
     """The QuantSpec of a cell's fields, where they are mixed without the alphabets that are to be chosen."""
-    return QuantSpec.from_dict({key: value for key, value in quant.items() if key not in KEYS})
+    return QuantSpec.from_dict({key: value for key, value in quant.items() if key not in (*KEYS, row_scales.KEY)})
 
 
 def choice_of(plan: BitPlan, spec: QuantSpec) -> dict[str, Any]:

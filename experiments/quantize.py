@@ -49,7 +49,8 @@ def main(_):
     if hasattr(task.test, "summary"):
         print(f"test data: {task.test.summary()}")
     if hosts.first():
-        save_quantized(out / "quantized.safetensors", params, quantized.layers, quantized.places)
+        about = dict(model=config.model.name, fingerprint=cell.key, metrics=list(evaluations.values())[-1])
+        save_quantized(out / "quantized.safetensors", quantized, params=params, **about)
     results = {
         which: {name: dataclasses.asdict(measured) for name, measured in evaluation.items()}
         for which, evaluation in evaluations.items()

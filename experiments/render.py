@@ -118,7 +118,7 @@ def _shown(name: str, metric: Metric) -> Callable[[list[Result]], str]:
 
 def write_csv(results: Sequence[Result], path: Path) -> None:
     """One line per result; a metric's standard error beside it."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         lines = [_flat(result) for result in results]
         writer = csv.DictWriter(file, list(dict.fromkeys(key for line in lines for key in line)), restval="")
         writer.writeheader()

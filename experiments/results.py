@@ -82,7 +82,7 @@ def read_results(path: Path) -> dict[str, Result]:
 def append_line(path: Path, line: Mapping[str, Any]) -> None:
     """Adds a line of JSON; only the first process writes."""
     if hosts.first():
-        with path.open("a") as file:
+        with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
 
@@ -90,11 +90,11 @@ def complete_lines(path: Path) -> list[str]:
     """The lines of a file, none where there is no file; a last one cut short is dropped from it."""
     if not path.exists():
         return []
-    *complete, rest = path.read_text().split("\n")
+    *complete, rest = path.read_text(encoding="utf-8").split("\n")
     if rest:
         logging.warning("%s ends in an unfinished line, which is dropped", path)
         repaired = path.with_name(path.name + ".partial")
-        repaired.write_text("".join(line + "\n" for line in complete))
+        repaired.write_text("".join(line + "\n" for line in complete), encoding="utf-8")
         repaired.replace(path)
     return complete
 
@@ -130,13 +130,15 @@ class LayerStore:
         if hosts.first():
             self._folder.mkdir(parents=True, exist_ok=True)
             partial = self._folder / "choice.json.partial"
-            partial.write_text(json.dumps(choice))
+            partial.write_text(json.dumps(choice), encoding="utf-8")
             partial.replace(self._folder / "choice.json")
 
     def load_choice(self) -> dict[str, Any] | None:
         """What `save_choice` kept, as the first process finds it; None where there is nothing."""
         path = self._folder / "choice.json"
-        return hosts.from_first(json.loads(path.read_text()) if hosts.first() and path.exists() else None)
+        return hosts.from_first(
+            json.loads(path.read_text(encoding="utf-8")) if hosts.first() and path.exists() else None
+        )
 
     def load(self) -> dict[str, tuple]:
         """{layer name: (report, quantized kernel)} of all that is kept, as the first process finds it."""

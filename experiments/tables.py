@@ -9,10 +9,10 @@ again, nor are the layers that were finished. --render_only shows what is there.
 import dataclasses
 from pathlib import Path
 
-from absl import flags
+from absl import flags, logging
 from tqdm import tqdm
 
-from experiments import common, hosts, render
+from experiments import common, hosts, render, row_scales
 from experiments.experiment import Experiment
 from experiments.grid import Cell, cells
 from experiments.results import LayerStore, Result, append_line, read_results
@@ -21,17 +21,30 @@ from experiments.task import Task, make_task
 _RENDER_ONLY = flags.DEFINE_bool("render_only", False, "Compute nothing; show the results that are there.")
 
 
+class RenderError(ValueError):
+    """Results that are there and cannot be shown."""
+
+
 def render_all(grid: list[Cell], results: dict[str, Result], config, task: Task) -> str:
-    """Writes the table, its CSV and the plot of the results that are there; returns the table."""
+    """Writes the table, its CSV and the plot of the results that are there; returns the table.
+
+    Raises RenderError for what tabulate, matplotlib or a metric's format make of them, OSError for the disk.
+    """
     out = Path(config.out)
     # A row may have another title by now.
     here = [dataclasses.replace(results[cell.key], cell=cell) for cell in grid if cell.key in results]
     own = config.table.published if config.table.published_model == config.model.name else ()
-    markdown = render.markdown(grid, here, task.metrics, [tuple(number) for number in own])
-    if hosts.first():
-        (out / "table.md").write_text(markdown)
-        render.write_csv(here, out / "table.csv")
-        render.plot(here, task.metrics, out / f"{task.main}.png")
+    try:
+        markdown = render.markdown(grid, here, task.metrics, [tuple(number) for number in own])
+        if hosts.first():
+            (out / "table.md").write_text(markdown, encoding="utf-8")
+            render.write_csv(here, out / "table.csv")
+            render.plot(here, task.metrics, out / f"{task.main}.png")
+    except OSError:
+        raise
+    except Exception as error:  # whatever these libraries raise
+        reason = f"{type(error).__name__}: {error}"
+        raise RenderError(f"the results are in {out / 'results.jsonl'}, but cannot be shown ({reason})") from error
     return markdown
 
 
@@ -42,7 +55,7 @@ def compute(grid: list[Cell], results: dict[str, Result], config, task: Task) ->
     out = Path(config.out)
     groups: dict[str, dict[str, Cell]] = {}
     # Cells of the same calibration examples one after another, since they share what is computed from these.
-    for cell in sorted(grid, key=lambda cell: (cell.calibration_images, cell.seed)):
+    for cell in sorted(grid, key=lambda cell: (cell.calibration_images, cell.seed, row_scales.wanted(cell.quant))):
         if cell.key not in results:
             groups.setdefault(cell.quant_key, {})[cell.key] = cell
     failures = []
@@ -56,7 +69,10 @@ def compute(grid: list[Cell], results: dict[str, Result], config, task: Task) ->
                 for result in experiment.results(group, store):
                     results[result.cell.key] = result
                     append_line(out / "results.jsonl", result.line())
-                    render_all(grid, results, config, task)
+                    try:
+                        render_all(grid, results, config, task)
+                    except RenderError as error:  # the end of the run says so again
+                        logging.warning("%s", error)
                     bar.update()
                 store.clear()
             except ValueError as error:  # a method that cannot do this one; the others go on

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from beacon_jax.batches import Rebatched, example_count, is_read_once, padded
+from beacon_jax.batches import Rebatched, example_count, fingerprint, is_read_once, padded
 
 
 def batches(sizes):
@@ -35,3 +35,21 @@ def test_errors():
         Rebatched([], 0)
     with pytest.raises(ValueError, match="a batch holds no examples"):
         example_count({"all": np.float32(1)})
+
+
+def test_fingerprints_tell_batches_apart(rng):
+    x = rng.normal(size=(5, 40, 30)).astype(np.float32)
+    batch = {"x": x, "y": np.arange(5), "all": np.float32(1)}
+    changed = x.copy()
+    changed[3] = rng.normal(size=(40, 30))
+    others = [
+        {"x": x[::-1], "y": np.arange(5), "all": np.float32(1)},
+        {**batch, "x": changed},
+        {**batch, "x": x.astype(np.float64)},
+        {**batch, "x": x.reshape(5, 30, 40)},
+        {**batch, "y": np.arange(5)[::-1]},
+        {**batch, "all": np.float32(2)},
+        {"z": x, "y": np.arange(5), "all": np.float32(1)},
+    ]
+    assert len({fingerprint(b) for b in (batch, *others)}) == 1 + len(others)
+    assert fingerprint(batch) == fingerprint({**batch, "x": np.asfortranarray(x)})

@@ -136,9 +136,10 @@ def test_a_larger_budget_is_never_worse_and_has_an_end():
 
 
 def test_a_mean_that_is_met_exactly_is_allowed():
-    weights = sum(math.prod(row.shape) for row in chosen(100.0).table)
+    sizes = [math.prod(row.shape) for row in chosen(100.0).table]
     channels = 12 + 15 + 10 + 2
-    own = chosen((3 * weights + 32 * channels) / weights, alphabets=("2", "3"))
+    bits = 8 * sum(-(-3 * size // 8) for size in sizes) + 32 * channels  # codes take whole bytes
+    own = chosen(bits / sum(sizes), alphabets=("2", "3"))
     assert set(own.alphabets.values()) == {"3"}
 
 
@@ -274,6 +275,7 @@ def test_the_table_in_words(plan):
         (math.nan, ALPHABETS, "bits_per_parameter must be positive and finite, got nan"),
         ("6", ALPHABETS, "bits_per_parameter is a number, got '6'"),
         (BUDGET, ("2",), r"alphabets are at least two to choose from, such as .*, got \('2',\)"),
+        (BUDGET, {"2"}, r"alphabets are at least two to choose from, such as .*, got \{'2'\}"),
         (BUDGET, "2", "alphabets are at least two to choose from, such as .*, got '2'"),
         (BUDGET, ("2", "9"), "unknown alphabet '9'"),
         (BUDGET, ("2", "3", 2), "the alphabets '2' and 2 are the same"),

@@ -1,15 +1,13 @@
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
-from beacon_jax import METHODS, GramStats, QuantSpec, load_params, load_quantized, quantize, save_params, save_quantized
+from beacon_jax import METHODS, GramStats, load_params, save_params
 from beacon_jax.checkpoint import load_layer, save_layer, saved_model
-from beacon_jax.graph.place import Place
+from beacon_jax.tensor_file import read_tensors, write_tensors
 
 
 @pytest.fixture
@@ -18,6 +16,12 @@ def params(rng):
         "block": {"fc": {"kernel": jnp.asarray(rng.normal(size=(10, 6)), jnp.float32), "bias": jnp.ones(6)}},
         "token": jnp.asarray(rng.normal(size=(1, 1, 4)), jnp.float32),
     }
+
+
+@pytest.fixture
+def matrix(params, rng):
+    stats = GramStats.zeros(10).update(jnp.asarray(rng.normal(size=(30, 10)), jnp.float32))
+    return METHODS["rtn"](params["block"]["fc"]["kernel"], stats, "2.58", symmetric=False)
 
 
 def test_params_round_trip(tmp_path, params):
@@ -32,105 +36,63 @@ def test_params_round_trip(tmp_path, params):
     jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "named"), params)
 
 
-def test_views_of_transposed_arrays_are_saved_as_they_look(tmp_path, rng):
-    kernel = rng.normal(size=(4, 3)).astype(np.float32).T
-    save_params(tmp_path / "p.safetensors", {"kernel": kernel})
-    np.testing.assert_array_equal(load_params(tmp_path / "p.safetensors")["kernel"], kernel)
+def test_another_structure(tmp_path, params):
+    save_params(tmp_path / "p", params)
+    loaded = load_params(tmp_path / "p", like=params)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    with pytest.raises(ValueError, match=r"p does not hold these parameters: .* is in one of them alone"):
+        load_params(tmp_path / "p", like=params | {"token": jnp.ones(3)})
 
 
-@pytest.mark.parametrize("options", [{}, {"centering": "mean"}], ids=str)
-@pytest.mark.parametrize("alphabet", ["1.58", "2", "2.58", "8"])
-def test_quantized_round_trip(tmp_path, rng, params, alphabet, options):
-    kernel = params["block"]["fc"]["kernel"]
-    stats = GramStats.zeros(10).update(jnp.asarray(rng.normal(size=(30, 10)), jnp.float32))
-    matrix = METHODS["beacon"](kernel, stats, alphabet, **options)
-    path = tmp_path / "q.safetensors"
-    places = {"block/fc": ("block/fc/kernel", Place.of(np.arange(60).reshape(10, 6)))}
-    save_quantized(path, params, {"block/fc": matrix}, places)
-    loaded, layers = load_quantized(path)
-    np.testing.assert_array_equal(layers["block/fc"].codes, matrix.codes)
-    low = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
-    save_quantized(tmp_path / "low.safetensors", low, {"block/fc": matrix}, places)
-    restored = load_quantized(tmp_path / "low.safetensors")[0]["block"]["fc"]["kernel"]
-    assert restored.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(restored, matrix.dequantize().astype(jnp.bfloat16))
-    np.testing.assert_array_equal(loaded["block"]["fc"]["kernel"], matrix.dequantize())
-    np.testing.assert_array_equal(loaded["token"], params["token"])
-    assert "kernel" in params["block"]["fc"]  # the input tree is left alone
-
-
-def test_layer_round_trip(tmp_path, rng):
-    kernel, x = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((10, 6), (30, 10)))
-    matrix = METHODS["gptq"](kernel, GramStats.zeros(10).update(x), "2.58", symmetric=False)
-    save_layer(tmp_path / "layer", matrix, {"layer": "a", "error": 0.25, "shape": [10, 6], "sweeps": None})
+def test_layer_round_trip(tmp_path, matrix):
+    about = {"layer": "a", "error": 0.25, "shape": [10, 6], "sweeps": None}
+    save_layer(tmp_path / "layer", matrix, about)
     loaded, report = load_layer(tmp_path / "layer")
-    assert report == {"layer": "a", "error": 0.25, "shape": [10, 6], "sweeps": None}
-    np.testing.assert_array_equal(loaded.dequantize(), matrix.dequantize())
-    save_params(tmp_path / "p", {"a": kernel})
+    assert report == about
+    for field in ("codes", "alphabet", "scale", "offset"):
+        np.testing.assert_array_equal(getattr(loaded, field), getattr(matrix, field))
+    save_params(tmp_path / "p", {"a": jnp.ones(3)})
     with pytest.raises(ValueError, match="does not hold a single quantized layer"):
         load_layer(tmp_path / "p")
+    with pytest.raises(ValueError, match="holds a quantized layer; read it with load_layer"):
+        load_params(tmp_path / "layer")
 
 
-def test_errors(tmp_path, params):
-    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
-        load_params(tmp_path / "none")
-    path = tmp_path / "p.safetensors"
-    matrix = METHODS["rtn"](params["block"]["fc"]["kernel"], GramStats.zeros(10).update(jnp.ones((1, 10))), "2")
-    with pytest.raises(ValueError, match="layer 'other' has no parameter 'other/kernel' in the tree"):
-        save_quantized(path, params, {"other": matrix}, {"other": ("other/kernel", None)})
-    save_params(path, params)
-    with pytest.raises(ValueError, match="holds float parameters, not a quantized model"):
-        load_quantized(path)
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(ValueError, match="not a readable safetensors file"):
-        load_params(path)
-    save_file({"a": np.zeros(2)}, path)
-    with pytest.raises(ValueError, match="not written by this version of beacon_jax"):
-        load_params(path)
-    save_quantized(path, params, {}, {})
-    with pytest.raises(ValueError, match="holds a quantized model; read it with load_quantized"):
-        load_params(path)
-
-
-def test_parts_of_leaves_and_other_trees(tmp_path, rng):
-    """Slices of a stacked kernel, all and one of three, a bias change, and a tree that is no nested dict."""
-    params = [{"a/b": jnp.asarray(rng.normal(size=(3, 8, 4)), jnp.float32)}, (jnp.ones(4),)]
-    x = [rng.normal(size=(20, 8)).astype(np.float32)]
-
-    def apply(p, x):
-        for kernel in p[0]["a/b"]:
-            x = jnp.tanh(x @ kernel + p[1][0][None]) @ jnp.eye(4, 8)
-        return x
-
-    for layers in (".*", r".*\[1\]"):
-        result = quantize(apply, params, x, QuantSpec(method="rtn", layers=layers))
-        assert list(result.layers) == (["0/a/b[0]", "0/a/b[1]", "0/a/b[2]"] if layers == ".*" else ["0/a/b[1]"])
-        save_quantized(tmp_path / "q", result.params, result.layers, result.places)
-        loaded, matrices = load_quantized(tmp_path / "q", like=params)
-        assert jax.tree.structure(loaded) == jax.tree.structure(params)
-        jax.tree.map(np.testing.assert_array_equal, loaded, result.params)
-        for name, matrix in result.layers.items():
-            np.testing.assert_array_equal(matrices[name].codes, matrix.codes)
-    with pytest.raises(ValueError, match="does not hold these parameters"):
-        load_quantized(tmp_path / "q", like=[{"a/b": jnp.ones((3, 8, 5))}, (jnp.ones(4),)])
-
-
-def test_files_of_before_kernels_had_places_still_load(tmp_path, rng, params):
-    kernel = params["block"]["fc"]["kernel"]
-    matrix = METHODS["rtn"](kernel, GramStats.zeros(10).update(jnp.ones((1, 10))), "2")
-    codes = np.packbits((np.asarray(matrix.codes).reshape(-1, 1) >> np.arange(2)) & 1, bitorder="little")
-    tensors = {"block/fc/kernel.codes": codes, "block/fc/bias": np.ones(6, np.float32)}
-    tensors |= {f"block/fc/kernel.{f}": np.asarray(getattr(matrix, f)) for f in ("alphabet", "scale")}
-    about = {"block/fc": {"shape": [10, 6], "dtype": "float32"}}
-    save_file(tensors, tmp_path / "old", {"format": "beacon_jax 1", "quantized": json.dumps(about)})
-    loaded, layers = load_quantized(tmp_path / "old")
-    np.testing.assert_array_equal(layers["block/fc"].codes, matrix.codes)
-    np.testing.assert_array_equal(loaded["block"]["fc"]["kernel"], matrix.dequantize())
-
-
-def test_a_layer_keeps_its_bias_change(tmp_path, rng):
-    matrix = METHODS["rtn"](jnp.ones((3, 2)), GramStats.zeros(3).update(jnp.ones((1, 3))), "2")
-    save_layer(tmp_path / "layer", dataclasses.replace(matrix, bias_change=jnp.array([1.0, -2.0])), {})
-    np.testing.assert_array_equal(load_layer(tmp_path / "layer")[0].bias_change, [1, -2])
+def test_a_layer_keeps_its_bias_change(tmp_path, matrix):
+    change = jnp.arange(6.0)
+    save_layer(tmp_path / "layer", dataclasses.replace(matrix, bias_change=change), {})
+    np.testing.assert_array_equal(load_layer(tmp_path / "layer")[0].bias_change, change)
     save_layer(tmp_path / "layer", matrix, {})
     assert load_layer(tmp_path / "layer")[0].bias_change is None
+
+
+def test_damaged_layers_are_found(tmp_path, matrix):
+    save_layer(tmp_path / "layer", matrix, {"layer": "a"})
+    whole, rng = (tmp_path / "layer").read_bytes(), np.random.default_rng(0)
+    for i in range(60):
+        damaged, at = bytearray(whole), int(rng.integers(len(whole)))
+        damaged[at] ^= 1 << int(rng.integers(8))
+        (tmp_path / "layer").write_bytes(damaged if i % 4 else damaged[:at])
+        with pytest.raises(ValueError, match=r"layer (is damaged|is not a readable safetensors|was not written by)"):
+            load_layer(tmp_path / "layer")
+
+
+@pytest.mark.parametrize(
+    ("name", "to", "message"),
+    [
+        ("codes", np.full(20, 255, np.uint8), "outside their alphabet of 6 levels"),
+        ("codes", None, "does not hold what it should"),
+        ("scale", np.ones(5, np.float32), r"expected float32 scales \(6,\), got float32 \(5,\)"),
+        ("offset", np.full(6, np.inf, np.float32), "offsets are not finite"),
+        ("bias_change", np.ones(5, np.float32), r"bias_change is no finite float32 of shape \(6,\)"),
+        ("bias_change", np.full(6, np.nan, np.float32), r"bias_change is no finite float32 of shape \(6,\)"),
+    ],
+)
+def test_layers_that_do_not_fit_are_refused(tmp_path, matrix, name, to, message):
+    save_layer(tmp_path / "layer", matrix, {})
+    file = read_tensors(tmp_path / "layer")
+    tensors = {key: a for key, a in (file.tensors | {name: to}).items() if a is not None}
+    write_tensors(tmp_path / "layer", "layer", tensors, file.about)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_layer(tmp_path / "layer")
+    assert str(tmp_path / "layer") in str(caught.value)

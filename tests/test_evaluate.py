@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from beacon_jax.evaluate import RelativeOutputError, Top1, Top5, evaluate, reference_of
+from beacon_jax.evaluate import MeanCosine, RelativeOutputError, Top1, Top5, evaluate, reference_of
 from beacon_jax.metrics.base import Mean
-from beacon_jax.metrics.classes import Agreement
+from beacon_jax.metrics.classes import Agreement, CrossEntropy, Divergence
 
 METRICS = {"top1": Top1(), "top5": Top5(), "agreement": Agreement(), "error": RelativeOutputError()}
 PLAIN = {"top1": Top1(), "top5": Top5()}
@@ -129,9 +129,61 @@ def test_errors(rng):
     ):
         with pytest.raises(ValueError, match=message):
             evaluate(*arguments)
+
+
+def test_references_of_other_batches(rng):
+    data = list(batches(rng, (8, 8, 3)))
     kept = reference_of(outputs, data, METRICS)
-    for other in (kept[:1], kept[::-1]):
-        with pytest.raises(ValueError, match="the reference is not that of these batches and metrics"):
+    changed = [*data[:2], data[2] | {"x": data[2]["x"] + 1}]
+    others = {
+        "fewer": kept[:1],
+        "more": [*kept, kept[0]],
+        "another order": kept[::-1],
+        "the same sizes in another order": [kept[1], kept[0], kept[2]],
+        "other values": reference_of(outputs, changed, METRICS),
+        "other metrics": reference_of(outputs, data, {"agreement": Agreement()}),
+        "something else": [{"agreement": np.zeros(8, int)}] * 3,
+    }
+    for case, other in others.items():
+        with pytest.raises(ValueError, match="the reference is not that of these batches and metrics, in this order"):
             evaluate(outputs, data, METRICS, reference=other)
-    with pytest.raises(ValueError, match="the reference is not that of these batches and metrics"):
-        evaluate(outputs, data, METRICS, reference=reference_of(outputs, data, {"agreement": Agreement()}))
+            pytest.fail(case)
+
+
+LABELS = {
+    "out of range": (lambda y: y + 7, "labels 0 … 1[0-3] do not fit logits of 7 classes"),
+    "negative": (lambda y: np.where(np.arange(len(y)) == 3, -1, y), "labels -1 … 6 do not fit logits of 7 classes"),
+    "one-hot": (lambda y: np.eye(7, dtype=np.int32)[y], r"\(8, 7\); they must be indices of classes, not one vector"),
+    "column": (lambda y: y[:, None], r"labels of shape \(8, 1\) do not fit logits of shape \(8, 7\)"),
+    "floats": (lambda y: y.astype(np.float32), "labels are indices of classes, and so integers, got float32"),
+    "booleans": (lambda y: y > 2, "labels are indices of classes, and so integers, got bool"),
+    "none": (lambda y: None, r"labels of shape \(\) do not fit"),
+    "text": (lambda y: np.array(list("abcdefgh")), "labels are indices of classes, and so integers, got <U1"),
+}
+
+
+@pytest.mark.parametrize("case", LABELS)
+def test_labels_that_do_not_fit(rng, case):
+    change, message = LABELS[case]
+    data = [batch | {"label": change(batch["label"])} for batch in batches(rng, (8,))]
+    with pytest.raises(ValueError, match=message):
+        evaluate(outputs, data, PLAIN)
+
+
+def test_labels_in_tuples(rng):
+    data = [(batch["x"], batch["label"]) for batch in batches(rng, (8, 3))]
+    with pytest.raises(ValueError, match="metric top1: no 'label' in the batch, of type tuple"):
+        evaluate(lambda batch: batch[0], data, PLAIN)
+    assert evaluate(lambda batch: batch[0], data, {"top1": Top1(label=1)})["top1"].count == 11
+
+
+@pytest.mark.parametrize("own", [np.float16, np.float32, np.float64])
+def test_types_that_must_not_be_mixed(rng, x64, own):
+    """The outputs in one type, the reference's in another, the mask in a third."""
+    metrics = METRICS | {"kl": Divergence(mask="mask"), "cosine": MeanCosine(), "loss": CrossEntropy()}
+    data = [batch | {"mask": np.ones(len(batch["x"]), np.int8)} for batch in batches(rng, (8, 3))]
+    with jax.numpy_dtype_promotion("strict"):
+        kept = reference_of(outputs, data, metrics)
+        result = evaluate(lambda batch: batch["x"].astype(own), data, metrics, reference=kept)
+    assert result["error"].value < 1e-6 and result["agreement"].value == 100
+    assert result["cosine"].value == pytest.approx(1, abs=1e-5)

@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from beacon_jax import LayerReport, load_params, load_quantized
+from beacon_jax import LayerReport, balance_rows, load_params, load_quantized, save_quantized
 from beacon_jax.evaluate import Measured, Perplexity, Top1, evaluate
+from beacon_jax.models.convert import convert_state_dict
+from beacon_jax.models.state_dict import read_state_dict
 from beacon_jax.models.vit import create_vit
-from configs import digits
-from experiments import common, grid, quantize, render, results
+from configs import base, digits
+from experiments import common, convert_checkpoint, grid, quantize, render, results
 from experiments.experiment import Experiment
+from experiments.files import evaluated, export
 from experiments.grid import TUNED
 from experiments.task import make_task
 from tests.models.test_convert import timm_state
@@ -82,6 +85,19 @@ def test_quantize_writes_a_model_that_loads(tmp_path):
     apply = jax.jit(task.apply)
     result = evaluate(lambda batch: apply(params, batch), task.test, {"top1": Top1()})["top1"]
     assert len(layers) == 16 and result.value == pytest.approx(line["quantized"]["top1"]["value"])
+    for setting in SMALL:
+        key, _, value = setting.removeprefix("--config.").partition("=")
+        config.update_from_flattened_dict({key: int(value)})
+    table = evaluated(config, tmp_path / "quantized.safetensors").splitlines()
+    assert len(table) == 2 + len(task.metrics) and all(row.endswith("  the same") for row in table[2:])
+    config.model.name = "deit_cifar10"
+    with pytest.raises(ValueError, match="holds the model deit_digits, and the configuration is for deit_cifar10"):
+        evaluated(config, tmp_path / "quantized.safetensors")
+    exported = tmp_path / "timm.safetensors"
+    said = export(tmp_path / "quantized.safetensors", exported, "timm")
+    assert said.startswith(f"{exported}: 56 float32 tensors in timm's naming")
+    again = convert_state_dict(read_state_dict(exported), create_vit("deit_digits"))
+    jax.tree.map(np.testing.assert_array_equal, again, params)
 
 
 @pytest.mark.parametrize(
@@ -119,9 +135,9 @@ def test_mistakes_are_found_before_anything_runs(tmp_path, monkeypatch, settings
         quantize.main([])
 
 
-def convert(*arguments):
+def convert(*arguments, home=None):
     command = [sys.executable, "-m", "experiments.convert_checkpoint", *arguments]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"} | ({"HOME": str(home)} if home else {})
     return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
 
 
@@ -132,13 +148,64 @@ def test_converting_a_checkpoint(tmp_path):
     done = convert(*arguments)
     assert done.returncode == 0, done.stderr
     assert sum(a.size for a in jax.tree.leaves(load_params(tmp_path / "ours"))) == 5_717_416
+    assert not convert(*arguments[:1], f"--source={tmp_path}", "--out=~/ours", home=tmp_path / "home").returncode
+    assert (tmp_path / "home" / "ours").is_file()
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 6}', encoding="utf-8")
     for changed, message in (
-        ("--model=deit_small_patch16_224", "error: this checkpoint is not one of the model given"),
+        ("--out=unused", "error: .*config.json says that num_attention_heads is 6, and for deit_tiny.* it is 3"),
+        (
+            "--model=deit_small_patch16_224",
+            "error: .*config.json says|error: this checkpoint is not one of the model given",
+        ),
         ("--source=nobody/nothing", "error: .*(give a local file with --source|pip install huggingface_hub)"),
     ):
         failed = convert(*arguments, changed)
         assert failed.returncode == 1 and "Traceback" not in failed.stderr
         assert re.search(message, failed.stderr.splitlines()[-1])
+
+
+def test_a_download_says_what_it_fetches(tmp_path, monkeypatch, capsys):
+    hub = pytest.importorskip("huggingface_hub")
+    asked = []
+
+    def download(repository, file, *, revision):
+        asked.append((repository, file, revision))
+        if file == "config.json":
+            raise hub.errors.EntryNotFoundError("404")
+        return str(tmp_path / "snapshots" / "0123abc" / file)
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    assert convert_checkpoint.fetch("timm/x", "v2") == tmp_path / "snapshots/0123abc/model.safetensors"
+    assert asked == [("timm/x", "model.safetensors", "v2"), ("timm/x", "config.json", "v2")]
+    assert capsys.readouterr().out.splitlines() == [
+        "model.safetensors and config.json of timm/x at revision v2, from the Hugging Face hub",
+        "timm/x has no config.json, with which the model could be compared",
+        "commit 0123abc",
+    ]
+
+
+@pytest.mark.parametrize("where", ["config", "command line"])
+def test_home_folders_in_paths(tmp_path, where):
+    """In a configuration file, and where a shell leaves them as they are."""
+    script, config = tmp_path / "script.py", tmp_path / "own.py"
+    script.write_text(
+        "from experiments import common\n"
+        "def main(_):\n"
+        "    c = common.get_config()\n"
+        "    print(c.out, c.model.checkpoint, c.data.root, c.seed)\n"
+        "common.run(main)\n",
+        encoding="utf-8",
+    )
+    paths = {"out": "~/out", "model.checkpoint": "~/x/y", "data.root": "~"}
+    lines = [f"    config.{key} = {value!r}\n" for key, value in paths.items() if where == "config"]
+    config.write_text(
+        "from configs import base\ndef get_config():\n    config = base.get_config()\n" + "".join(lines) +
+        "    return config\n", encoding="utf-8",
+    )  # fmt: skip
+    flags = ["--config=~/own.py"] + [f"--config.{key}={value}" for key, value in paths.items() if where != "config"]
+    environment = os.environ | {"HOME": str(tmp_path), "PYTHONPATH": os.getcwd()}
+    done = subprocess.run([sys.executable, str(script), *flags], capture_output=True, text=True, env=environment)
+    assert done.stdout.split() == [f"{tmp_path}/out", f"{tmp_path}/x/y", f"{tmp_path}", "0"], done.stderr
 
 
 def cells_of(**table):
@@ -230,6 +297,50 @@ def test_a_budget_that_cannot_be_kept_is_found_before_any_cell_runs():
     config = mixed_config(2.4)
     with pytest.raises(ValueError, match=r"bits_per_parameter=2\.4 is below 2\.5, the least"):
         Experiment(config, make_task(config)).check(grid.cells(config, "digest"))
+
+
+def test_row_scales_are_folded_before_quantizing(tmp_path, capsys):
+    """And the results are compared with the float model as it was."""
+    config = mixed_config()
+    config.quant.update(bits_per_parameter=None, layers="blocks_0.*")
+    config.rows.scaled = base.table_row("RTN + row scales", "rtn", "float", balance_rows=True)
+    config.table.rows = ("rtn", "scaled")
+    task = make_task(config)
+    experiment, (_, plain, scaled) = Experiment(config, task), grid.cells(config, "digest")
+    experiment.check([plain, scaled])
+    batches = task.calibration(32, 0)
+    start = experiment.float_params(scaled.quant, batches)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("row scales: folded for 3 of 4 layers, mean spread of the rows 0.")
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        start,
+        balance_rows(task.apply, task.params, next(iter(batches)), "blocks_0.*").params,
+    )
+    assert experiment.evaluate(start)["kl"].value < 1e-6  # the same function
+    assert experiment.float_params(plain.quant, batches) is task.params
+    done = experiment.quantize(scaled, results.LayerStore(tmp_path / "layers"))
+    np.testing.assert_array_equal(done.params["blocks_0"]["norm1"]["scale"], start["blocks_0"]["norm1"]["scale"])
+    save_quantized(tmp_path / "quantized.safetensors", done.params, done.layers, done.places)
+    loaded, _ = load_quantized(tmp_path / "quantized.safetensors")
+    jax.tree.map(np.testing.assert_array_equal, loaded, done.params)
+
+
+def test_row_scales_decide_the_key():
+    config = digits_config()
+    config.table.rows, config.table.alphabets = ("plus_ec", "plus_rows_ec"), ("2",)
+    _, plain, scaled = grid.cells(config, "digest")
+    assert plain.key != scaled.key and scaled.row == "Beacon plus + row scales w/ E.C."
+    config.quant.balance_rows = True  # of every row that does not say otherwise
+    assert [c.key for c in grid.cells(config, "digest")[1:]] == [scaled.key] * 2
+    config.rows.plus_ec.balance_rows = False
+    assert [c.key for c in grid.cells(config, "digest")[1:]] == [plain.key, scaled.key]
+    with config.unlocked():
+        del config.quant.balance_rows  # results from before there was such a key stay what they are
+    assert [c.key for c in grid.cells(config, "digest")[1:]] == [plain.key, scaled.key]
+    config.rows.plus_ec = dict(config.rows.plus_ec, balance_rows="yes")
+    with pytest.raises(ValueError, match="balance_rows is True or False, got 'yes'"):
+        grid.cells(config, "digest")
 
 
 def test_tuned_cells_share_the_quantized_model_and_files_may_move():

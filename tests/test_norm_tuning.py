@@ -188,6 +188,94 @@ def test_only_what_is_named_changes(problem):
         assert {path for path in before if not np.array_equal(before[path], after[path])} == expected
 
 
+class Reshuffled:
+    """As a loader that draws another order every time."""
+
+    def __init__(self, batches, change):
+        self.batches, self.change, self.passes = batches, change, 0
+
+    def __iter__(self):
+        self.passes += 1  # asked for an iterator once more, to see that it is no generator
+        return iter(self.batches if self.passes <= 2 else self.change(list(self.batches)))
+
+
+def swapped(batches):
+    return [jax.tree.map(lambda a: a[::-1], batches[0]), *batches[1:]]
+
+
+@pytest.mark.parametrize("loss", ["mse", "ce"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda batches: batches[::-1], "batch 0 of norm tuning is another one .* not shuffled or drawn anew"),
+        (lambda batches: [batches[1], batches[0], batches[2]], "batch 0 of norm tuning is another one"),
+        (swapped, "batch 0 of norm tuning is another one"),
+        (lambda batches: [*batches, batches[0]], "batch 3 of norm tuning is another one"),
+        (lambda batches: batches[:2], "norm tuning read 3 batches the first time, and now 2"),
+    ],
+    ids=["order", "two of one size", "within a batch", "more", "fewer"],
+)
+def test_batches_that_are_others_the_next_time(problem, loss, change, message):
+    params, rounded, batches = problem
+    tuning = dataclasses.replace(FAST, loss=loss)
+    with pytest.raises(ValueError, match=message):
+        tune_norms(apply, rounded, reference(params), Reshuffled(batches, change), tuning)
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (lambda y: y + 3, "labels 0 … [5-7] do not fit logits of 5 classes"),
+        (lambda y: np.where(np.arange(len(y)) == 3, -1, y), "labels -1 … 4 do not fit logits of 5 classes"),
+        (
+            lambda y: np.eye(5, dtype=np.float32)[y],
+            "labels of shape .32, 5. .* indices of classes, not one vector for each",
+        ),
+        (lambda y: y[:, None], r"labels of shape \(32, 1\) do not fit logits of shape \(32, 5\)"),
+        (lambda y: y.astype(np.float32), "labels are indices of classes, and so integers, got float32"),
+        (lambda y: y > 2, "labels are indices of classes, and so integers, got bool"),
+        (lambda y: None, r"labels of shape \(\) do not fit logits"),
+    ],
+    ids=["out of range", "negative", "one-hot", "column", "floats", "booleans", "none"],
+)
+def test_labels_that_do_not_fit(problem, label, message):
+    params, rounded, batches = problem
+    data = [batch | {"label": label(batch["label"])} for batch in batches]
+    with pytest.raises(ValueError, match=message):
+        tune_norms(apply, rounded, reference(params), data, NormTuning(loss="ce"))
+
+
+def test_batches_as_tuples(problem):
+    params, rounded, batches = problem
+    data = [(batch["image"], batch["label"]) for batch in batches]
+
+    def pair(params, batch):
+        return apply(params, {"image": batch[0]})
+
+    with pytest.raises(ValueError, match="no 'label' in the batch, of type tuple"):
+        tune_norms(pair, rounded, lambda b: pair(params, b), data, NormTuning(loss="ce"))
+    tuned = tune_norms(pair, rounded, lambda b: pair(params, b), data, dataclasses.replace(FAST, loss="ce", label=1))
+    plain = tune_norms(apply, rounded, reference(params), batches, dataclasses.replace(FAST, loss="ce"))
+    jax.tree.map(np.testing.assert_array_equal, tuned.params, plain.params)
+
+
+def test_outputs_of_another_shape_than_the_float_models(problem):
+    params, rounded, batches = problem
+    for loss in ("mse", "kl"):
+        with pytest.raises(ValueError, match=r"outputs of shape \(\d+, 5\) and the float model's \(\d+, 1\)"):
+            tune_norms(apply, rounded, lambda b: apply(params, b)[:, :1], batches, NormTuning(loss=loss))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_types_that_must_not_be_mixed(problem, loss):
+    params, rounded, batches = problem
+    weights = [{**batch, "mask": np.ones(len(batch["image"]), np.int32)} for batch in batches]
+    tuning = dataclasses.replace(FAST, loss=loss, steps=10)
+    with jax.numpy_dtype_promotion("strict"):
+        tuned = tune_norms(apply, rounded, reference(params), weights, tuning, weights=lambda b: b["mask"])
+    assert tuned.after < tuned.before
+
+
 def models(kind):
     """(apply, params) of a small network of that framework, with parameters of other types beside."""
     if kind == "nnx":

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax.core import freeze
 
-from beacon_jax import METHODS, Execution, FloatStats, QuantSpec, calibration, quantize
+from beacon_jax import METHODS, Execution, FloatStats, QuantSpec, calibration, pipeline, quantize
 from beacon_jax.checkpoint import load_layer, save_layer
 from beacon_jax.graph.model import Model
 from beacon_jax.graph.stages import piece
@@ -321,10 +321,10 @@ def test_how_often_the_equations_run(problem, monkeypatch, calibrate_on):
     """In every stage at most twice on each stream; once on the float stream where layers see that alone."""
     ran, whole = Counter(), {}
 
-    def counted(step, stats, arrays, weights):
+    def counted(step, stats, arrays, weights, factors):
         for stream, own in enumerate(step.pieces):
             ran[step.stage, stream if len(step.pieces) > 1 else "alone"] += own.size
-        return add_batch(step, stats, arrays, weights)
+        return add_batch(step, stats, arrays, weights, factors)
 
     add_batch = calibration._add_batch
     monkeypatch.setattr(calibration, "_add_batch", counted)
@@ -380,6 +380,9 @@ def test_one_trace_per_layer_shape(problem):
         (dict(calibrate_on="test"), "unknown calibrate_on 'test'; expected one of float, quantized, both"),
         (dict(options={"swoops": 3}), "unknown option 'swoops' of beacon; expected one of sweeps"),
         (dict(layers="("), "is not a regular expression"),
+        (dict(strict="False"), "strict is True or False, got 'False'"),
+        (dict(allow_few_rows=1), "allow_few_rows is True or False, got 1"),
+        (dict(rules=({"layers": "head", "skip": "no"},)), "skip is True or False, got 'no'"),
         (dict(rules=({"layers": "head", "method": "awq"},)), "unknown method 'awq'"),
         (dict(rules="head"), "rules is a list of LayerRule or of dicts, got 'head'"),
         (dict(rules=({"layer": "head"},)), "unknown key 'layer' of LayerRule; expected one of layers"),
@@ -414,6 +417,28 @@ def test_bad_calibration(problem):
         with pytest.raises(ValueError, match=message):
             quantize(MODEL, params, data, spec)
     quantize(MODEL, params, [batches[0][:2]], blocks(allow_few_rows=True))
+
+
+def test_a_layer_whose_inputs_are_all_zero_stays_as_it_is(rng, caplog, monkeypatch):
+    params = {name: rng.normal(size=(4, 4)).astype(np.float32) for name in ("a", "b", "c")}
+    batches = [rng.normal(size=(30, 4)).astype(np.float32)]
+
+    def apply(p, x):
+        return jax.nn.relu(x @ p["a"] - 1e6) @ p["b"] + x @ p["c"]
+
+    done = quantize(apply, params, batches, QuantSpec(options=dict(sweeps=1)))
+    assert done.layers.keys() == done.places.keys() == {"a", "c"} == {report.layer for report in done.reports}
+    np.testing.assert_array_equal(done.params["b"], params["b"])
+    reason = "the inputs are zero in every calibration row, or so small that their squares are zero in float32"
+    assert [leaf.reason for leaf in done.coverage.leaves] == ["", reason, ""]
+    assert f"layer b stays in float: {reason}" in caplog.text
+    with pytest.raises(ValueError, match="strict: layer b cannot be quantized: the inputs are zero in every"):
+        quantize(apply, params, batches, QuantSpec(options=dict(sweeps=1), strict=True))
+    assert quantize(apply, params, batches, QuantSpec(method="rtn")).layers.keys() == {"a", "b", "c"}
+    # What comes of numbers that are none is no result.
+    monkeypatch.setattr(pipeline, "output_error_and_cosines", lambda *_: (jnp.asarray(jnp.nan), jnp.ones(4)))
+    with pytest.raises(ValueError, match="layer a: an output error of nan"):
+        quantize(apply, params, batches, QuantSpec(method="rtn"))
 
 
 def test_an_error_names_its_layer_and_keeps_what_was_done(problem):

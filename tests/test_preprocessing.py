@@ -66,16 +66,6 @@ def test_without_a_preset_pixels_stay(rng):
     np.testing.assert_array_equal(decode(encoded(image)), np.asarray(image))
 
 
-@pytest.mark.parametrize(
-    ("mode", "kind"), [("L", "JPEG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG"), ("1", "PNG")]
-)
-def test_other_modes_become_rgb(rng, mode, kind):
-    file = encoded(photo(rng, 40, 30, mode), kind)
-    pixels = decode(file)
-    assert pixels.shape == (40, 30, 3) and pixels.dtype == np.uint8
-    np.testing.assert_array_equal(pixels, np.asarray(Image.open(io.BytesIO(file)).convert("RGB")))
-
-
 def test_exif_orientation_is_ignored(rng):
     image = photo(rng, 40, 30)
     exif = image.getexif()

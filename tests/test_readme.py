@@ -12,7 +12,7 @@ README = Path(__file__).parent.parent / "README.md"
 def test_examples(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     examples = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(examples) == 3
+    assert len(examples) == 4
     names = {"__name__": "readme"}
     for example in examples:
         exec(example, names)
@@ -20,4 +20,5 @@ def test_examples(tmp_path, monkeypatch, capsys):
     assert names["tuned"].after <= names["tuned"].before
     jax.tree.map(np.testing.assert_array_equal, names["again"], names["result"].params)
     printed = capsys.readouterr().out
+    assert "\n0.0\n" in printed and "QuantSpec(method='beacon', alphabet='int4'" in printed
     assert "attn/query/kernel" in printed and "looked up (gather)" in printed and "% of the multiplications" in printed

@@ -8,6 +8,7 @@ from flax import nnx
 from beacon_jax import QuantSpec, balance_rows, quantize
 from beacon_jax.graph.program import leaf_names
 from beacon_jax.models.bert import Bert
+from beacon_jax.models.cnn import ConvNet, split
 from beacon_jax.models.decoder import Decoder
 from beacon_jax.models.vit import ViT
 
@@ -73,6 +74,11 @@ def test_factors_by_hand(params, rng, x64):
     assert result.left == {"out": "no parameter multiplies its inputs, which come out of tanh"}
     assert result.folded.keys() == {"w", "v"} and result.spread["out"].before == result.spread["out"].after
     assert changed(params, result) == {"scale", "bias", "w", "v"}
+    before, after = (np.mean([spread[i] for spread in result.spread.values()]) for i in (0, 1))
+    assert str(result) == (
+        f"folded for 2 of 3 layers, mean spread of the rows {before:.3f} → {after:.3f}; "
+        "not for out (no parameter multiplies its inputs, which come out of tanh)"
+    )
     same_function(mlp, params, result, x)
 
 
@@ -115,6 +121,15 @@ def test_the_arrays_stay_of_their_kind(params, rng, dtype):
     as_float = [jax.tree.map(lambda a: a.astype("float32"), p) for p in (params, result.params)]
     for old, new in zip(*(mlp(p, x.astype("float32")) for p in as_float), strict=True):
         np.testing.assert_allclose(new, old, atol=np.abs(old).max() * (1e-5 if dtype == "float32" else 3e-2))
+
+
+def test_what_would_pass_the_range_of_float16_stays(params, rng):
+    params = jax.tree.map(lambda a: jnp.asarray(a, "float16"), params)
+    params["scale"] = params["scale"].at[2].set(6e4)  # and its row is the largest by far
+    params["w"] = params["w"].at[2].multiply(50)
+    result = balance_rows(mlp, params, jnp.asarray(rng.normal(size=(7, N)), "float16"))
+    assert result.left["w"] == result.left["v"] == "scale would pass the range of float16"
+    assert changed(params, result) == set() and "w" not in result.folded
 
 
 def test_rows_of_a_channel_count_together(rng, x64):
@@ -207,6 +222,38 @@ def test_models_of_ours(build, rng, x64):
     assert all(np.abs(own.factors - 1).max() < 1e-12 for own in again.folded.values())
 
 
+def test_through_relu_of_the_convolutional_network(rng, x64):
+    """Between convolution, BatchNorm, ReLU and convolution; what also goes on past a block has to stay."""
+    net = ConvNet((2, 4, 6), 3, rngs=nnx.Rngs(params=0))
+    net.eval()
+    graph, params, statistics = split(net)
+    params = uneven(params, rng)
+    images = rng.normal(size=(2, 16, 16, 3))
+
+    def apply(p, x):
+        return nnx.merge(graph, p, statistics)(x)
+
+    result = balance_rows(apply, params, images)
+    norms = {"block2/second/conv": "block2/first", "block3/second/conv": "block3/first"}
+    norms["separable/pointwise"] = "separable/depthwise"
+    assert {name: own.into for name, own in result.folded.items()} == {
+        name: (f"{of}/norm/scale", f"{of}/norm/bias") for name, of in norms.items()
+    }
+    assert len(result.left) == 8 and result.left["block1/conv"].endswith("are added to other values")
+    for name in norms:
+        assert result.spread[name].after < result.spread[name].before
+    assert result.spread["separable/pointwise"].after < 1e-12
+    same_function(jax.jit(apply), params, result, images)
+
+
+def test_blocks_are_one_item_of_the_line(rng):
+    net, images, *_ = vit(rng)
+    assert str(balance_rows(net, uneven(net.param_shapes(), rng), images)).endswith(
+        "; not for patch_embed/proj (no parameter multiplies its inputs), "
+        "blocks_*/mlp/fc2 (2 layers: the outputs of blocks_*/mlp/fc1 go through erf)"
+    )
+
+
 def test_only_the_columns_of_the_values_change(rng, x64):
     """Of a fused kernel; its columns for queries and keys change by what its own rows are divided by, no more."""
     net, images, *_ = vit(rng)
@@ -228,6 +275,7 @@ def test_some_rows_alone(params, rng, x64):
     np.testing.assert_array_equal(own.factors[:2], 1)
     np.testing.assert_allclose(own.factors[2:], relative(rms(params["w"][2:])), rtol=1e-14)
     assert own.note == "the values that scale multiplies go through exp" and not result.left
+    assert str(result).startswith("folded for 1 of 1 layers (1 of them in part), mean spread")
     assert 0 < result.spread["w"].after < result.spread["w"].before
 
 

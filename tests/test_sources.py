@@ -1,4 +1,6 @@
 import io
+import json
+import shutil
 import zipfile
 
 import numpy as np
@@ -133,6 +135,35 @@ def test_tfds(tfds_dir, name, split, count, key):
         assert all(encoded == jpeg(number, size) for number, encoded in seen.items())
 
 
+def test_another_version_of_tfds(tfds_dir, tmp_path, caplog):
+    """What was prepared with another version of TFDS is read; of several the newest."""
+    shutil.copytree(f"{tfds_dir}/cifar10", tmp_path / "cifar10")
+    (own,) = (tmp_path / "cifar10").glob("*.*.*")
+    for version in ("2.9.0", "2.10.0"):
+        shutil.copytree(own, tmp_path / "cifar10" / version)
+        info = tmp_path / "cifar10" / version / "dataset_info.json"
+        text = info.read_text(encoding="utf-8")
+        assert own.name in text
+        info.write_text(text.replace(own.name, version), encoding="utf-8")
+    with caplog.at_level("WARNING", logger="absl"):
+        assert len(open_source("cifar10", "train", str(tmp_path))) == 7
+        assert not caplog.messages
+        shutil.rmtree(own)
+        source = open_source("cifar10", "test", str(tmp_path))
+    assert len(source) == 3 and source.read(0)[1] in range(10)
+    assert caplog.messages == [f"cifar10 {own.name} is not prepared, read is version 2.10.0"]
+
+
+def test_a_split_that_is_not_prepared(tfds_dir, tmp_path):
+    shutil.copytree(f"{tfds_dir}/cifar10", tmp_path / "cifar10")
+    (info,) = (tmp_path / "cifar10").glob("*/dataset_info.json")
+    fields = json.loads(info.read_text(encoding="utf-8"))
+    fields["splits"] = [split for split in fields["splits"] if split["name"] == "train"]
+    info.write_text(json.dumps(fields), encoding="utf-8")
+    with pytest.raises(FileNotFoundError, match=r"has no split test of images and labels, but train of .*; prepare it"):
+        open_source("cifar10", "test", str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("dataset", "split", "root", "error", "message"),
     [
@@ -142,7 +173,7 @@ def test_tfds(tfds_dir, name, split, count, key):
         ("image_folder", "test", "", FileNotFoundError, "no image folder or zip file at ''"),
         ("image_folder", "test", "{}/none", FileNotFoundError, "no image folder or zip file at .*none"),
         ("image_folder", "test", "{}/empty", ValueError, "holds no images"),
-        ("image_folder", "test", "{}/only_train", ValueError, "no folder test or validation or val for the test split"),
+        ("image_folder", "test", "{}/only_train", ValueError, "no folder test or .* or val with .* the test split"),
         ("image_folder", "test", "{}/classless", ValueError, "a.jpg in .* has no class"),
         ("image_folder", "test", "{}/stray", ValueError, "1 classes of .* are ImageNet-1k's and 1 are not, .*'misc'"),
         ("image_folder", "test", "{}/broken.zip", ValueError, "neither a folder nor a readable zip file"),

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -144,6 +145,27 @@ def test_a_stopped_table_goes_on(tmp_path, module, monkeypatch):
     assert again[:6] == lines[:6] and not any((tmp_path / "out" / "layers").iterdir())
     config.seed = 1  # of the parameters, here
     assert not {c.key for c in grid.cells(config, make_task(config).fingerprint())} & {c.key for c in cells}
+
+
+def test_a_table_that_cannot_be_rendered_is_computed(tmp_path, module, monkeypatch, caplog):
+    """What goes wrong with a picture is no failure of the method, whose result is there."""
+
+    def broken(*_):
+        raise ValueError("no such marker")
+
+    monkeypatch.setattr(tables.render, "plot", broken)
+    config = config_of(module, tmp_path / "out")
+    config.table.rows, config.norm_tuning.enabled = ("rtn",), False
+    (tmp_path / "out").mkdir()
+    task = make_task(config)
+    cells, results = grid.cells(config, task.fingerprint()), {}
+    with caplog.at_level("WARNING", logger="absl"):
+        assert tables.compute(cells, results, config, task) == []
+    assert len(results) == len(cells) == len((tmp_path / "out" / "results.jsonl").read_text().splitlines())
+    message = r"the results are in .*results\.jsonl, but cannot be shown \(ValueError: no such marker\)"
+    assert len(caplog.messages) == len(cells) and re.fullmatch(message, caplog.messages[0])
+    with pytest.raises(tables.RenderError, match=message):
+        tables.render_all(cells, results, config, task)
 
 
 def test_layers_of_an_unfinished_result_are_kept(tmp_path, module):

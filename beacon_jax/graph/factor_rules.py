@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from beacon_jax.graph.layers import Use
-from beacon_jax.graph.program import Equation
+from beacon_jax.graph.program import Constant, Equation
 from beacon_jax.graph.views import ConvView, Layout
 
 NONE = -1
@@ -54,6 +54,16 @@ def _select(equation, operands, shapes) -> Carried:
     return [labels], [*lost, *(o for o in operands[:1] if o is not None)]
 
 
+def _largest(equation, operands, shapes) -> Carried:
+    # max(x, 0) and min(x, 0) as well: 0 has any factor.
+    labels, lost = agreed([o for o, a in zip(operands, equation.inputs, strict=True) if not _is_zero(a)], shapes[0])
+    return [labels], lost
+
+
+def _is_zero(operand) -> bool:
+    return isinstance(operand, Constant) and not np.any(operand.value)
+
+
 def _product(equation, operands, shapes) -> Carried:
     one, two = thin(*(np.broadcast_to(NONE if o is None else o, shapes[0]) for o in operands))
     both = (one != NONE) & (two != NONE)
@@ -74,9 +84,17 @@ def _broadcast(equation, operands, shapes) -> Carried:
     return [np.broadcast_to(labels.reshape(wide), shapes[0])], []
 
 
-def _reduce_sum(equation, operands, shapes) -> Carried:
+def _reduce(equation, operands, shapes) -> Carried:
     labels, lost = lined_up(operands[0], equation.params["axes"])
     return [labels.reshape(shapes[0])], [lost]
+
+
+def _pool(equation, operands, shapes) -> Carried:
+    p = equation.params
+    moves = p["window_dimensions"], p["window_strides"], p["base_dilation"], p["padding"]
+    pooled = [i for i, own in enumerate(zip(*moves, strict=True)) if own != (1, 1, 1, (0, 0))]
+    labels, lost = lined_up(operands[0], pooled)
+    return [np.broadcast_to(labels, shapes[0])], [lost]
 
 
 def _concatenate(equation, operands, shapes, sizes) -> Carried:
@@ -117,16 +135,21 @@ _RULES: dict[str, Callable[..., Carried]] = {
     "add": _sum,
     "add_any": _sum,
     "sub": _sum,
+    "max": _largest,
+    "min": _largest,
     "select_n": _select,
     "mul": _product,
     "div": _quotient,
     "neg": lambda equation, operands, shapes: (operands, []),
     "broadcast_in_dim": _broadcast,
-    "reduce_sum": _reduce_sum,
+    **dict.fromkeys(("reduce_sum", "reduce_max", "reduce_min"), _reduce),
+    **dict.fromkeys(("reduce_window_sum", "reduce_window_max", "reduce_window_min"), _pool),
     "dynamic_slice": _dynamic_slice,
     "dot_general": _dot,
 }
 _SIZED = {"concatenate": _concatenate, "stack": _stack}  # rules that need the shapes of unlabelled operands, too
+
+_COMPARISONS = ("eq", "ne", "ge", "gt", "le", "lt")
 
 SUMS = ("add", "add_any", "sub")
 
@@ -163,6 +186,8 @@ def carry(equation: Equation, operands: Sequence[Labels], sizes: Sequence[tuple]
         return _SIZED[equation.name](equation, operands, shapes, sizes)
     if equation.name in _RULES:
         return _RULES[equation.name](equation, operands, shapes)
+    if equation.name in _COMPARISONS and any(map(_is_zero, equation.inputs)):
+        return [None], []  # positive factors change no sign
     return [None] * len(shapes), [o for o in operands if o is not None]
 
 

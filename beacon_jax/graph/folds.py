@@ -1,8 +1,8 @@
 """Which layers' rows can be scaled at no cost: the factors are taken over by a parameter that makes the inputs.
 
 That is a parameter by which each feature of the inputs is multiplied (the scale of a LayerNorm, and with it the bias),
-or a layer whose outputs are the inputs but for sums over positions and factors (the values of an attention, the ungated
-half of a gated MLP).
+or a layer whose outputs are the inputs but for sums over positions, factors and ReLU (the values of an attention, the
+ungated half of a gated MLP).
 """
 
 import dataclasses

@@ -14,6 +14,7 @@ import numpy as np
 from beacon_jax.graph.bias import find_biases
 from beacon_jax.graph.layers import Found, Layer, find_layers
 from beacon_jax.graph.program import Program, Unsupported, leaf_names
+from beacon_jax.graph.residual import find_residuals
 from beacon_jax.graph.row_weights import RowWeights, follow
 from beacon_jax.graph.stages import Stage, find_stages, one_stage
 from beacon_jax.graph.trace import trace
@@ -28,6 +29,11 @@ class Traced:
     program: Program
     found: Found
     stages: tuple[Stage, ...]
+
+    @functools.cached_property
+    def residuals(self) -> dict[str, int]:
+        """{layer name: the variable of the residual stream that its output is added to}, of the layers with one."""
+        return find_residuals(self.program, self.found.layers)
 
     def row_weights(self, shape: tuple[int, ...]) -> dict[tuple, RowWeights | Unsupported]:
         """{(operand, form of its rows): how its rows' weights come from weights of that shape, or why they do not}."""

@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 Loops = tuple[tuple[int, int], ...]  # (size, stride in elements), outermost first
@@ -33,6 +34,12 @@ class Place:
         place = cls(offset, *loops)
         return place if np.array_equal(place.indices().reshape(whole.shape), whole) else None
 
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "Place":
+        """Of what `dataclasses.asdict` gave, after JSON too."""
+        names = ("groups", "inputs", "outputs")
+        return cls(int(fields["offset"]), *(tuple((int(n), int(step)) for n, step in fields[name]) for name in names))
+
     @property
     def shape(self) -> tuple[int, ...]:
         """(N, C), or (E, N, C) where there are groups."""
@@ -57,6 +64,39 @@ class Place:
         view = self._view(out.reshape(-1))
         view[...] = np.asarray(kernel).astype(out.dtype).reshape(view.shape)
         return out
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The lowest and the highest flat index of an element."""
+        ends = [stride * (size - 1) for size, stride in self._loops_of_all()]
+        return self.offset + sum(min(end, 0) for end in ends), self.offset + sum(max(end, 0) for end in ends)
+
+    def put(self, flat: jax.Array, kernel: jax.Array) -> jax.Array:
+        """A flat leaf with this kernel in its place, both of one dtype: `write` for JAX arrays, under jit too."""
+        loops = self._loops_of_all()
+        order = sorted(range(len(loops)), key=lambda i: -loops[i][1])
+        box = self._box([loops[i] for i in order], flat.size)
+        if box is None:  # not a box in any shape of the leaf
+            return flat.at[self.indices().reshape(-1)].set(kernel.reshape(-1))
+        dims, start = box
+        part = kernel.reshape([size for size, _ in loops]).transpose(order)
+        part = part.reshape(*part.shape, *[1] * (len(dims) - part.ndim))
+        return jax.lax.dynamic_update_slice(flat.reshape(dims), part, start).reshape(-1)
+
+    def _box(self, loops: list[tuple[int, int]], size: int) -> tuple[list[int], list[int]] | None:
+        """The shape in which a flat leaf of that size has the loops, outermost first, as a box, and where it starts."""
+        dims, start, outer, offset = [], [], size, self.offset
+        for count, stride in loops:
+            if stride < 1 or outer % stride or offset // stride + count > outer // stride:
+                return None
+            dims.append(outer // stride)
+            start.append(offset // stride)
+            outer, offset = stride, offset % stride
+        return [*dims, outer], [*start, offset]
+
+    def _loops_of_all(self) -> Loops:
+        """Of more than one step."""
+        return tuple(loop for loop in (*self.groups, *self.inputs, *self.outputs) if loop[0] > 1)
 
     def _view(self, flat: np.ndarray) -> np.ndarray:
         loops = (*self.groups, *self.inputs, *self.outputs)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -122,9 +122,9 @@ class Program:
         return "\n".join([*lines, f"{self.outputs}" if all(isinstance(v, int) for v in self.outputs) else ""])
 
 
-def leaf_names(tree: Any) -> list[str]:
+def leaf_names(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[str]:
     """A name such as blocks_0/attn/qkv/kernel for every leaf, in the order of jax.tree.leaves."""
-    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]]
     siblings = Counter(path[:-1] for path in paths)
     return ["/".join(_path(path, siblings[path[:-1]] == 1)) or "params" for path in paths]
 

@@ -8,7 +8,7 @@ inputs. Pieces of equal equations are equal, whatever parameters they take, and 
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -60,15 +60,24 @@ class Piece:
         return len(self.equations)
 
     def __call__(
-        self, leaves: Sequence[jax.Array], given: Sequence[jax.Array], constants: Sequence[jax.Array]
+        self,
+        leaves: Sequence[jax.Array],
+        given: Sequence[jax.Array],
+        constants: Sequence[jax.Array],
+        through: Mapping[int, Callable[[jax.Array], jax.Array]] | None = None,
     ) -> list[jax.Array]:
-        """The values of the variables wanted; arrays are cast to the type that was traced."""
+        """The values of the variables wanted; arrays are cast to the type that was traced.
+
+        `through` has functions of what an equation makes, by variable; their results take its place.
+        """
         variables = (*self.leaves, *self.given, *self.constants)
         values = zip(variables, (*leaves, *given, *constants), self.dtypes, strict=True)
         env = {v: value if _is_key(dtype) else jnp.asarray(value, dtype) for v, value, dtype in values}
         for equation in self.equations:
             operands = [env[a] if isinstance(a, int) else a.value for a in equation.inputs]
             env.update(zip(equation.outputs, equation.run(*operands), strict=True))
+            for v in through.keys() & equation.outputs if through else ():
+                env[v] = through[v](env[v])
         return [env[v] for v in self.wanted]
 
 

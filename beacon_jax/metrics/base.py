@@ -128,7 +128,7 @@ class Positions(MeanOver):
         """Sums over the positions of each example, and their weights."""
         found = floats(pick(outputs, self.output, "outputs"))
         values = self.values(found, batch, kept)
-        weights = mask_weights(batch, self.mask, values.shape)
+        weights = mask_weights(batch, self.mask, values.shape).astype(values.dtype)
         finite = jnp.isfinite(found).all(-1) | (weights == 0)
         values = jnp.where(weights > 0, jnp.where(finite, values, jnp.nan) * weights, 0)
         return per_example(values), per_example(weights)
@@ -147,7 +147,14 @@ def pick(tree: Any, key: Key, what: str) -> Any:
 
 def floats(a: Any) -> jax.Array:
     """In float32, or what is more precise."""
-    return jnp.asarray(a).astype(jnp.promote_types(a.dtype, jnp.float32))
+    with jax.numpy_dtype_promotion("standard"):  # asked for here, whatever the caller forbids elsewhere
+        kind = jnp.promote_types(a.dtype, jnp.float32)
+    return jnp.asarray(a).astype(kind)
+
+
+def as_type_of(kept: Any, outputs: jax.Array) -> jax.Array:
+    """What was kept of a reference in the type of the outputs, which may be more or less precise."""
+    return jnp.asarray(kept).astype(outputs.dtype)
 
 
 def mask_weights(batch: Any, mask: Key, shape: tuple[int, ...]) -> jax.Array:

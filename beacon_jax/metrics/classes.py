@@ -1,13 +1,14 @@
 """Metrics of classes: outputs (B, …, classes) against labels, or against the reference's most likely classes."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from beacon_jax.metrics.base import Key, Measured, Positions, floats, mask_weights, pick
+from beacon_jax.metrics.base import Key, Measured, Positions, as_type_of, mask_weights, pick
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,15 +22,10 @@ class Labelled(Positions):
     label: Key = "label"
 
     def check(self, outputs, batch) -> None:
-        """Labels must have the outputs' shape without its last axis, and lie within the classes."""
+        """What `check_labels` says of the labels that the mask counts."""
         logits = pick(outputs, self.output, "outputs")
         labels = np.asarray(pick(batch, self.label, "batch"))
-        if labels.shape != logits.shape[:-1]:
-            raise ValueError(f"labels of shape {labels.shape} do not fit logits of shape {logits.shape}")
-        counted = labels[np.asarray(mask_weights(batch, self.mask, labels.shape)) > 0]
-        low, high = counted.min(initial=0), counted.max(initial=0)
-        if low < 0 or high >= logits.shape[-1]:
-            raise ValueError(f"labels {low} … {high} do not fit logits of {logits.shape[-1]} classes")
+        check_labels(labels, logits.shape, lambda: np.asarray(mask_weights(batch, self.mask, labels.shape)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,7 +96,8 @@ class Agreement(Positions):
 
     def values(self, outputs, batch, kept):
         """(B, …) by position."""
-        return (outputs.argmax(-1) == kept).astype(outputs.dtype)
+        own = outputs.argmax(-1)
+        return (own == as_type_of(kept, own)).astype(outputs.dtype)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,8 +115,27 @@ class Divergence(Positions):
 
     def values(self, outputs, batch, kept):
         """(B, …) by position."""
-        expected, found = (jax.nn.log_softmax(floats(logits), axis=-1) for logits in (kept, outputs))
+        expected, found = (jax.nn.log_softmax(a, axis=-1) for a in (as_type_of(kept, outputs), outputs))
         return (jnp.exp(expected) * (expected - found)).sum(-1)
+
+
+def check_labels(labels: np.ndarray, logits: tuple[int, ...], weights: Callable[[], np.ndarray] | None) -> None:
+    """Raises ValueError unless labels are indices of classes.
+
+    Args:
+      labels: must be integers (B, …).
+      logits: shape of the logits (B, …, classes).
+      weights: gives weights (B, …), where labels of weight 0 may be anything; None counts all.
+    """
+    if labels.shape != logits[:-1]:
+        hint = "; they must be indices of classes, not one vector for each" if labels.shape == logits else ""
+        raise ValueError(f"labels of shape {labels.shape} do not fit logits of shape {logits}{hint}")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels are indices of classes, and so integers, got {labels.dtype}")
+    counted = labels if weights is None else labels[weights() > 0]
+    low, high = counted.min(initial=0), counted.max(initial=0)
+    if low < 0 or high >= logits[-1]:
+        raise ValueError(f"labels {low} … {high} do not fit logits of {logits[-1]} classes")
 
 
 def label_indices(batch: Any, key: Key) -> jax.Array:

@@ -7,7 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from beacon_jax.metrics.base import Key, MeanOver, Measured, Positions, floats, mask_weights, per_example, pick
+from beacon_jax.metrics.base import (
+    Key,
+    MeanOver,
+    Measured,
+    Positions,
+    as_type_of,
+    floats,
+    mask_weights,
+    per_example,
+    pick,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +34,7 @@ class MeanCosine(Positions):
 
     def values(self, outputs, batch, kept):
         """(B, …) by position."""
-        return (unit_vectors(outputs) * unit_vectors(floats(kept))).sum(-1)
+        return (unit_vectors(outputs) * unit_vectors(as_type_of(kept, outputs))).sum(-1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,10 +63,13 @@ class RelativeOutputError(MeanOver):
         def squares(tree):
             leaves = [floats(a) for a in jax.tree.leaves(tree)]
             weights = [mask_weights(batch, self.mask, a.shape) for a in leaves]
-            return sum(per_example(jnp.where(w > 0, w * a * a, 0)) for a, w in zip(leaves, weights, strict=True))
+            return sum(
+                per_example(jnp.where(w > 0, w.astype(a.dtype) * a * a, 0))
+                for a, w in zip(leaves, weights, strict=True)
+            )
 
         found = pick(outputs, self.output, "outputs")
-        return squares(jax.tree.map(lambda a, b: floats(a) - floats(b), found, kept)), squares(kept)
+        return squares(jax.tree.map(lambda a, b: floats(a) - as_type_of(b, floats(a)), found, kept)), squares(kept)
 
 
 @dataclasses.dataclass(frozen=True)

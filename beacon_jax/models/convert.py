@@ -5,25 +5,42 @@ Strict: every tensor of the checkpoint must find its place, every parameter its 
 
 import dataclasses
 import math
-import os
-from collections.abc import Callable, Mapping
-from pathlib import Path
+import re
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import numpy as np
 from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
-from safetensors import SafetensorError, safe_open
 
+from beacon_jax.models.state_dict import some_of
 from beacon_jax.models.vit import ViT
 
-# What becomes of a tensor, by the kind of module it belongs to: {our leaf: (its leaf, transformation)}.
-_AS_IS: dict[str, tuple[str, Callable]] = {"": ("", lambda a: a)}
-_LAYER_SCALE = {"gamma": ("gamma", lambda a: a)}
-_NORM = {"scale": ("weight", lambda a: a), "bias": ("bias", lambda a: a)}
-_DENSE = {"kernel": ("weight", lambda a: a.T), "bias": ("bias", lambda a: a)}
-# A convolution over patches is a dense map of the flattened patch: (out, c, h, w) → (h·w·c, out).
-_PATCH = {"kernel": ("weight", lambda a: a.transpose(2, 3, 1, 0).reshape(-1, len(a))), "bias": ("bias", lambda a: a)}
+
+def _same(a, *_):
+    return a
+
+
+def _transposed(a, *_):
+    return a.T
+
+
+def _patches(a):
+    """A convolution over patches is a dense map of the flattened patch: (out, c, h, w) → (h·w·c, out)."""
+    return a.transpose(2, 3, 1, 0).reshape(-1, len(a))
+
+
+def _convolution(a, model):
+    p = model.patch_size
+    return a.reshape(p, p, model.channels, -1).transpose(3, 2, 0, 1)
+
+
+# What becomes of a tensor, by the kind of module it belongs to: {our leaf: (its leaf, to ours, from ours)}.
+_AS_IS: dict[str, tuple[str, Callable, Callable]] = {"": ("", _same, _same)}
+_LAYER_SCALE = {"gamma": ("gamma", _same, _same)}
+_NORM = {"scale": ("weight", _same, _same), "bias": ("bias", _same, _same)}
+_DENSE = {"kernel": ("weight", _transposed, _transposed), "bias": ("bias", _same, _same)}
+_PATCH = {"kernel": ("weight", _patches, _convolution), "bias": ("bias", _same, _same)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +56,7 @@ class _Row:
 _TABLE = (
     _Row("cls_token", _AS_IS, "cls_token", "{p}.embeddings.cls_token"),
     _Row("dist_token", _AS_IS, "dist_token", "{p}.embeddings.distillation_token"),
+    _Row("reg_token", _AS_IS, "reg_token"),
     _Row("pos_embed", _AS_IS, "pos_embed", "{p}.embeddings.position_embeddings"),
     _Row("patch_embed/proj", _PATCH, "patch_embed.proj", "{p}.embeddings.patch_embeddings.projection"),
     _Row(
@@ -68,7 +86,9 @@ _TABLE = (
         "blocks_{i}/mlp/fc2", _DENSE, "blocks.{i}.mlp.fc2",
         "{p}.encoder.layer.{i}.output.dense", "{p}.layers.{i}.mlp.fc2",
     ),
+    _Row("norm_pre", _NORM, "norm_pre"),
     _Row("norm", _NORM, "norm", "{p}.layernorm"),
+    _Row("fc_norm", _NORM, "fc_norm"),
     _Row("head", _DENSE, "head", "{head}"),
     _Row("head_dist", _DENSE, "head_dist", "distillation_classifier"),
 )  # fmt: skip
@@ -92,8 +112,8 @@ def convert_state_dict(state: Mapping[str, np.ndarray], model: ViT) -> dict:
     name_of = _naming(state)
     expected = flatten_dict(model.param_shapes(), sep="/")
     params, used, missing, misshapen = {}, set(), [], []
-    for ours, kind, row, i in _rows(model.depth):
-        for leaf, (theirs, transform) in kind.items():
+    for ours, kind, row, i in rows_of(model.depth):
+        for leaf, (theirs, transform, _) in kind.items():
             target = "/".join(filter(None, (ours, leaf)))
             if target not in expected:
                 continue
@@ -117,7 +137,7 @@ def convert_state_dict(state: Mapping[str, np.ndarray], model: ViT) -> dict:
     problems = {"missing": missing, "left over": sorted(set(state) - used), "misshapen": misshapen}
     if any(problems.values()):
         said = "; ".join(f"{len(names)} {what}: {some_of(names)}" for what, names in problems.items() if names)
-        raise ValueError(f"this checkpoint is not one of the model given: {said}")
+        raise ValueError(f"this checkpoint is not one of the model given{_looks_like(state)}: {said}")
     return unflatten_dict(params, sep="/")
 
 
@@ -155,7 +175,7 @@ def resize_positions(
 
 def _fitting_positions(pos_embed: np.ndarray, model: ViT) -> np.ndarray:
     """Resized where they are of another image size; as they are where they can be of no image of this model."""
-    before, to = model.tokens_before, model.image_size // model.patch_size
+    before, to = model.positions_before, model.image_size // model.patch_size
     patches = pos_embed.shape[1] - before if pos_embed.ndim == 3 else 0
     side = math.isqrt(max(patches, 0))
     if pos_embed.shape[::2] != (1, model.width) or side in (0, to) or side**2 != patches:
@@ -167,7 +187,34 @@ def _fitting_positions(pos_embed: np.ndarray, model: ViT) -> np.ndarray:
     return resize_positions(pos_embed, before, (side, side), (to, to))
 
 
-def _rows(depth: int):
+# What tells of other models, the first that some name matches; of the last two there is a model here.
+_FAMILIES = (
+    (r"^(clip\.)?vision_model\.", "CLIP or SigLIP in Hugging Face's names, which are not converted"),
+    (r"^visual\.", "CLIP in OpenAI's or OpenCLIP's names, which are not converted; timm's are"),
+    (r"\.layer_scale1\.", "DINOv2 in Hugging Face's names, which are not converted; timm's are"),
+    (r"^(mask_token|register_tokens)$", "DINOv2 in Meta's names, which are not converted; timm's are"),
+    (r"^decoder_(blocks|embed|pos_embed)", "a masked autoencoder with its decoder, which is not converted"),
+    (r"^attn_pool\.", "SigLIP, pooled by attention, which is not converted"),
+    (r"blocks_token_only\.", "CaiT, which is not converted"),
+    (r"^layers\.\d+\.(blocks|downsample)\.", "Swin, which is not converted"),
+    (r"relative_position_bias|\.gamma_1$|attn\.q_bias$|\.mlp\.(fc1_g|w12)\.", "BEiT, EVA or DINOv3, not converted"),
+    (r"attn\.q_norm\.", "a ViT with norms of queries and keys, which is not converted"),
+    (r"^pre_logits\.", "a ViT with a layer before its head, which is not converted"),
+    (r"^patch_embed\.backbone\.", "a ViT behind a convolutional network, which is not converted"),
+    (r"^(layer1|stages)\.", "a convolutional network, which is not converted"),
+    (r"\.ls1\.gamma$", "DeiT III or DINOv2 in timm's names"),
+    (r"^norm_pre\.", "CLIP in timm's names"),
+)
+
+
+def _looks_like(state: Mapping[str, np.ndarray]) -> str:
+    found = (family for pattern, family in _FAMILIES if any(re.search(pattern, name) for name in state))
+    family = next(found, None)
+    return f" (it looks like {family})" if family else ""
+
+
+def rows_of(depth: int) -> Iterator[tuple[str, dict, _Row, int]]:
+    """(our module, its kind, its row of the table, the block) of a model of that depth."""
     for row in _TABLE:
         for i in range(depth) if "{i}" in row.ours else (0,):
             yield row.ours.format(i=i), row.kind, row, i
@@ -179,7 +226,10 @@ def _naming(state: Mapping[str, np.ndarray]) -> Callable[[_Row, int], list[str]]
         return lambda row, i: [row.timm.format(i=i)]
     prefix = next((p for p in ("vit", "deit") if f"{p}.embeddings.cls_token" in state), None)
     if prefix is None:
-        raise ValueError(f"neither timm's nor Hugging Face's names of a ViT or DeiT classifier: {some_of(list(state))}")
+        like = _looks_like(state)
+        raise ValueError(
+            f"neither timm's nor Hugging Face's names of a ViT or DeiT classifier{like}: {some_of(list(state))}"
+        )
     loaded = any(name.startswith(f"{prefix}.layers.") for name in state)
     head = "cls_classifier" if "cls_classifier.weight" in state else "classifier"
 
@@ -189,46 +239,3 @@ def _naming(state: Mapping[str, np.ndarray]) -> Callable[[_Row, int], list[str]]
         return [name.format(i=i, p=prefix, head=head) for name in names]
 
     return name_of
-
-
-def some_of(names: list[str], most: int = 4) -> str:
-    """The first few names, for a message."""
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
-
-
-def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The tensors of a .safetensors file, or of a .pth, .pt or .bin file read by torch without running code from it.
-
-    Raises:
-      FileNotFoundError: no such file.
-      ValueError: another ending, a damaged file, or one that holds more than tensors.
-      ImportError: torch is needed and not installed.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {str(path)!r}")
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="numpy") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a readable safetensors file ({error}); is it truncated?") from error
-    if path.suffix not in (".pth", ".pt", ".bin"):
-        raise ValueError(f"a checkpoint ends in .safetensors, .pth, .pt or .bin, got {path.name!r}")
-    return _read_torch(path)
-
-
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    import pickle
-
-    try:
-        import torch
-    except ImportError as error:
-        raise ImportError(f"reading {path.name} needs torch: pip install torch, or use a .safetensors file") from error
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is damaged, or holds more than tensors, which is not loaded: {error}") from error
-    for wrapper in ("model", "state_dict"):
-        state = state.get(wrapper, state)
-    return {name: tensor.float().numpy() for name, tensor in state.items()}

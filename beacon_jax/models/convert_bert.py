@@ -3,14 +3,14 @@
 Strict: every tensor of the checkpoint must find its place, every parameter its tensor, and every shape must fit.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from beacon_jax.models.bert import Bert
-from beacon_jax.models.convert import some_of
+from beacon_jax.models.state_dict import some_of
 
 # {our leaf: (its leaf, whether it is transposed)}, by the kind of module.
 _EMBED = {"embedding": ("weight", False)}
@@ -76,7 +76,7 @@ def convert_bert_state_dict(state: Mapping[str, np.ndarray], model: Bert) -> dic
     """The checkpoint's tensors as parameters of `model`.
 
     Args:
-      state: {name: array}, of Hugging Face's BertModel, in float16, bfloat16 or float32; see `convert.read_state_dict`.
+      state: {name: array}, of Hugging Face's BertModel, in any floating type; see `state_dict.read_state_dict`.
       model: the model they are for.
 
     Returns:
@@ -86,7 +86,7 @@ def convert_bert_state_dict(state: Mapping[str, np.ndarray], model: Bert) -> dic
       ValueError: each by name, tensors left over, missing or of another shape.
     """
     expected = flatten_dict(model.param_shapes(), sep="/")
-    rows = list(_rows(model.depth))
+    rows = list(rows_of(model.depth))
     names = {theirs for _, theirs, _ in rows}
     missing = [theirs for _, theirs, _ in rows if theirs not in state]
     left_over = sorted(set(state) - names - _UNUSED)
@@ -105,7 +105,7 @@ def convert_bert_state_dict(state: Mapping[str, np.ndarray], model: Bert) -> dic
     return unflatten_dict(params, sep="/")
 
 
-def _rows(depth: int):
+def rows_of(depth: int) -> Iterator[tuple[str, str, bool]]:
     """(our parameter, its tensor, whether it is transposed) of a model of that depth."""
     for ours, kind, theirs in _TABLE:
         for i in range(depth) if "{i}" in ours else (0,):

@@ -1,4 +1,4 @@
-"""Vision transformers in Flax Linen, as timm's `deit_{tiny,small,base}_patch16_224` (arXiv 2012.12877).
+"""Vision transformers in Flax Linen, as timm's `deit_{tiny,small,base}_patch16_224` (arXiv 2012.12877) and others.
 
 Parameter names follow timm (`blocks.0.attn.qkv.weight` is blocks_0/attn/qkv/kernel). Every linear map is an nn.Dense,
 the patch embedding included, so each kernel is an (inputs, outputs) matrix.
@@ -8,16 +8,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-LAYER_NORM_EPS = 1e-6  # timm's; the Flax default happens to be the same, but must not drift
 _init = nn.initializers.truncated_normal(0.02)
 
 
-def _dense(features: int, name: str | None = None) -> nn.Dense:
-    return nn.Dense(features, kernel_init=_init, name=name)
-
-
-def _layer_norm(name: str | None = None) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon=LAYER_NORM_EPS, name=name)
+def _dense(features: int, name: str | None = None, use_bias: bool = True) -> nn.Dense:
+    return nn.Dense(features, use_bias=use_bias, kernel_init=_init, name=name)
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -30,6 +25,7 @@ class PatchEmbed(nn.Module):
 
     patch_size: int
     width: int
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -37,7 +33,7 @@ class PatchEmbed(nn.Module):
         batch, height, width, channels = images.shape
         p = self.patch_size
         patches = images.reshape(batch, height // p, p, width // p, p, channels).transpose(0, 1, 3, 2, 4, 5)
-        return _dense(self.width, "proj")(patches.reshape(batch, -1, p * p * channels))
+        return _dense(self.width, "proj", self.use_bias)(patches.reshape(batch, -1, p * p * channels))
 
 
 class Attention(nn.Module):
@@ -87,22 +83,37 @@ class Block(nn.Module):
     heads: int
     hidden: int
     layer_scale: bool = False
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, T, width) → (B, T, width)."""
-        attended = Attention(self.heads, name="attn")(_layer_norm("norm1")(x))
+        attended = Attention(self.heads, name="attn")(nn.LayerNorm(self.epsilon, name="norm1")(x))
         x = x + (LayerScale(name="ls1")(attended) if self.layer_scale else attended)
-        mapped = Mlp(self.hidden, name="mlp")(_layer_norm("norm2")(x))
+        mapped = Mlp(self.hidden, name="mlp")(nn.LayerNorm(self.epsilon, name="norm2")(x))
         return x + (LayerScale(name="ls2")(mapped) if self.layer_scale else mapped)
 
 
 class ViT(nn.Module):
     """DeiT: class token first, learned positions added after it, LayerNorm, head on the class token.
 
-    A distilled model has a second token after the class token, with a head of its own; its logits are the mean of both.
     A known model for images of another size is ViT(**VARIANTS[name] | {"image_size": 384}); convert_state_dict resizes
     the position embeddings of a checkpoint to it.
+
+    Attributes:
+      image_size, patch_size: in pixels, of square images and patches.
+      width, depth, heads, mlp_ratio: of the blocks; the MLPs are mlp_ratio · width wide.
+      channels: of the images.
+      classes: of the logits; 0 for no head, the outputs being the pooled features.
+      distilled: a second token after the class token, with a head of its own; the logits are the mean of both.
+      layer_scale: factors per channel on what attention and MLP add (DeiT III, DINOv2).
+      class_token: whether there is one; without it `pool` is "avg".
+      class_position: whether the tokens before the patches have positions of their own (not in DeiT III).
+      registers: tokens between the class token and the patches that no output reads (arXiv 2309.16588).
+      pool: "token" for the class token, "avg" for the mean over the patches.
+      norm_after_pool: whether the last norm comes after the pooling (timm's fc_norm).
+      pre_norm: a norm before the blocks, and no bias in the patch embedding (CLIP).
+      epsilon: of the norms.
     """
 
     image_size: int
@@ -115,27 +126,53 @@ class ViT(nn.Module):
     mlp_ratio: int = 4
     distilled: bool = False
     layer_scale: bool = False
+    class_token: bool = True
+    class_position: bool = True
+    registers: int = 0
+    pool: str = "token"
+    norm_after_pool: bool = False
+    pre_norm: bool = False
+    epsilon: float = 1e-6  # timm's
 
     @property
     def tokens_before(self) -> int:
-        """The tokens in front of the patches': the class token, and the distillation token where there is one."""
-        return 1 + self.distilled
+        """The tokens in front of the patches': the class token, the distillation token, registers."""
+        return self.class_token + self.distilled + self.registers
+
+    @property
+    def positions_before(self) -> int:
+        """How many of these have a position embedding."""
+        return self.tokens_before if self.class_position else 0
 
     def setup(self):
-        """Declares the parameters under their timm names."""
-        tokens = (self.image_size // self.patch_size) ** 2 + self.tokens_before
-        self.patch_embed = PatchEmbed(self.patch_size, self.width)
-        self.cls_token = self.param("cls_token", _init, (1, 1, self.width))
-        self.pos_embed = self.param("pos_embed", _init, (1, tokens, self.width))
-        self.blocks = [Block(self.heads, self.mlp_ratio * self.width, self.layer_scale) for _ in range(self.depth)]
-        self.norm = _layer_norm()
-        self.head = _dense(self.classes)
+        """Declares the parameters under their timm names. ValueError for options that do not go together."""
+        if self.pool not in ("token", "avg") or (self.pool == "token" and not self.class_token):
+            raise ValueError(f"pool is 'avg', or 'token' where there is a class token, got {self.pool!r}")
+        if self.distilled and (self.registers or self.pool != "token" or not (self.class_token and self.classes)):
+            raise ValueError("a distilled model has a class token that is pooled, no registers, and classes")
+        patches = (self.image_size // self.patch_size) ** 2
+        self.patch_embed = PatchEmbed(self.patch_size, self.width, use_bias=not self.pre_norm)
+        self.pos_embed = self.param("pos_embed", _init, (1, self.positions_before + patches, self.width))
+        if self.class_token:
+            self.cls_token = self.param("cls_token", _init, (1, 1, self.width))
+        if self.registers:
+            self.reg_token = self.param("reg_token", _init, (1, self.registers, self.width))
+        hidden = self.mlp_ratio * self.width
+        self.blocks = [Block(self.heads, hidden, self.layer_scale, self.epsilon) for _ in range(self.depth)]
+        if self.pre_norm:
+            self.norm_pre = nn.LayerNorm(self.epsilon)
+        if self.norm_after_pool:
+            self.fc_norm = nn.LayerNorm(self.epsilon)
+        else:
+            self.norm = nn.LayerNorm(self.epsilon)
+        if self.classes:
+            self.head = _dense(self.classes)
         if self.distilled:
             self.dist_token = self.param("dist_token", _init, (1, 1, self.width))
             self.head_dist = _dense(self.classes)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Logits (B, classes) of images (B, image_size, image_size, channels)."""
+        """Logits (B, classes), or features (B, width), of images (B, image_size, image_size, channels)."""
         x = self.embed(images)
         for block in self.blocks:
             x = block(x)
@@ -147,14 +184,22 @@ class ViT(nn.Module):
         if images.shape[1:] != expected:
             raise ValueError(f"this model takes images of shape {expected}, got {images.shape[1:]}")
         x = self.patch_embed(images)
-        tokens = [self.cls_token, self.dist_token] if self.distilled else [self.cls_token]
-        tokens = [jnp.broadcast_to(t, (x.shape[0], 1, self.width)).astype(x.dtype) for t in tokens]
-        return jnp.concatenate([*tokens, x], axis=1) + self.pos_embed
+        before = [self.cls_token] if self.class_token else []
+        before += [self.dist_token] if self.distilled else []
+        before += [self.reg_token] if self.registers else []
+        before = [jnp.broadcast_to(t, (x.shape[0], *t.shape[1:])).astype(x.dtype) for t in before]
+        if self.class_position:
+            x = jnp.concatenate([*before, x], axis=1) + self.pos_embed
+        else:
+            x = jnp.concatenate([*before, x + self.pos_embed], axis=1)
+        return self.norm_pre(x) if self.pre_norm else x
 
     def classify(self, x: jax.Array) -> jax.Array:
-        """Logits (B, classes) of the last block's tokens (B, T, width)."""
-        x = self.norm(x)
-        logits = self.head(x[:, 0])
+        """Logits (B, classes), or features (B, width), of the last block's tokens (B, T, width)."""
+        x = x if self.norm_after_pool else self.norm(x)
+        pooled = x[:, 0] if self.pool == "token" else x[:, self.tokens_before :].mean(1)
+        pooled = self.fc_norm(pooled) if self.norm_after_pool else pooled
+        logits = self.head(pooled) if self.classes else pooled
         return (logits + self.head_dist(x[:, 1])) / 2 if self.distilled else logits
 
     @nn.nowrap
@@ -178,6 +223,9 @@ VARIANTS: dict[str, dict] = {
     "deit_tiny_distilled_patch16_224": dict(_TINY, distilled=True),
     "vit_base_patch16_224": _BASE,
     "vit_small_patch16_224": _SMALL,
+    "deit3_base_patch16_224": dict(_BASE, layer_scale=True, class_position=False),
+    "deit3_small_patch16_224": dict(_SMALL, layer_scale=True, class_position=False),
+    "vit_base_patch16_clip_224": dict(_BASE, pre_norm=True, epsilon=1e-5),
     "deit_cifar10": dict(image_size=32, patch_size=4, width=192, depth=6, heads=3, classes=10),
     "deit_digits": dict(image_size=8, patch_size=2, width=48, depth=4, heads=4, channels=1, classes=10),
 }
@@ -186,6 +234,7 @@ VARIANTS: dict[str, dict] = {
 NORMALIZATION = dict.fromkeys(VARIANTS, "imagenet") | {
     "vit_base_patch16_224": "half",
     "vit_small_patch16_224": "half",
+    "vit_base_patch16_clip_224": "clip",
     "deit_cifar10": "cifar10",
     "deit_digits": "half",
 }

@@ -22,6 +22,7 @@ from jax import lax
 
 from beacon_jax.quant.moments import Moments, outer
 from beacon_jax.quant.products import matmul
+from beacon_jax.quant.residual import ResidualChange
 
 
 @jax.tree_util.register_dataclass
@@ -35,6 +36,7 @@ class GramStats:
       rows: number of rows of weight above 0, an int32 scalar.
       x: moments of X, None where all rows came from one stream (X̃ = X).
       cross: Σw(x̃ − s̃)(x − s)ᵀ, (N, N), None where all rows came from one stream.
+      residual: of the residual stream that the layer's output is added to; None where it is not added up.
 
     Float32, or float64 where asked for. H = X̃ᵀX̃, G = X̃ᵀX and F = XᵀX, each (N, N) and weighted, are put together on
     demand; `centred` gives them without the means' part. With one stream G and F are H itself, and a solver can tell so
@@ -47,20 +49,30 @@ class GramStats:
     rows: jax.Array
     x: Moments | None = None
     cross: jax.Array | None = None
+    residual: ResidualChange | None = None
 
     @classmethod
     def zeros(
-        cls, n: int, dtype=jnp.float32, *, streams: int = 1, float_known: bool = False, groups: int | None = None
+        cls,
+        n: int,
+        dtype=jnp.float32,
+        *,
+        streams: int = 1,
+        float_known: bool = False,
+        groups: int | None = None,
+        residual: int | None = None,
     ) -> "GramStats":
         """Statistics of no rows at all, for inputs of width n.
 
         streams=2 makes room for X̃ ≠ X from the start; float_known leaves out what depends on X alone, a third of the
-        arithmetic; groups=E gives every array a leading axis of E layers.
+        arithmetic; groups=E gives every array a leading axis of E layers; residual=C makes room for the change of a
+        residual stream of width C.
         """
         x, cross = None, None
         if streams == 2:
             x, cross = Moments.zeros(n, dtype, products=not float_known), jnp.zeros((n, n), dtype)
-        stats = cls(Moments.zeros(n, dtype), jnp.zeros((), dtype), jnp.zeros((), jnp.int32), x, cross)
+        change = None if residual is None else ResidualChange.zeros(n, residual, dtype)
+        stats = cls(Moments.zeros(n, dtype), jnp.zeros((), dtype), jnp.zeros((), jnp.int32), x, cross, change)
         return stats if groups is None else jax.tree.map(lambda a: jnp.zeros((groups, *a.shape), a.dtype), stats)
 
     @property
@@ -103,6 +115,13 @@ class GramStats:
         """X̃ᵀ1, (N,)."""
         return self.means()[1] * self.count[..., None]
 
+    def residual_cross(self, *, centred: bool) -> jax.Array:
+        """(N, C) X̃ᵀ(R − R̃); with `centred`, of X̃ and R − R̃ minus their means."""
+        own = self.residual
+        if centred:
+            return own.products - outer(self.x_tilde.correction(self.count), own.total)
+        return own.shifted(self.x_tilde.shift).products
+
     @property
     def one_stream(self) -> bool:
         """Whether all rows came from one stream, so that G = F = H."""
@@ -122,6 +141,12 @@ class GramStats:
     def dtype(self) -> np.dtype:
         """Of the sums."""
         return self.x_tilde.shift.dtype
+
+    @property
+    def squares(self) -> jax.Array:
+        """(N,) diagonal of X̃ᵀX̃."""
+        own = self.x_tilde
+        return own.variance_sums(self.count) + self.count[..., None] * jnp.square(own.mean(self.count))
 
     @property
     def dead(self) -> jax.Array:
@@ -145,16 +170,26 @@ class GramStats:
         """The same sums in another dtype."""
         return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, self)
 
-    def update(self, x: jax.Array, x_tilde: jax.Array | None = None, weights: jax.Array | None = None) -> "GramStats":
+    def update(
+        self,
+        x: jax.Array,
+        x_tilde: jax.Array | None = None,
+        weights: jax.Array | None = None,
+        residual: jax.Array | None = None,
+    ) -> "GramStats":
         """Adds the rows of x (…, N), and of x_tilde where X̃ differs from X.
 
         weights: (m,), one for each of the m rows, or an array that broadcasts to x.shape[:-1]; finite, at least 0.
         A row of weight 0 counts nowhere, whatever it holds.
+        residual: (…, C), R − R̃ of the same rows, for statistics that have room for it.
 
         Raises:
-          ValueError: another width; other rows in x_tilde than in x; weights that fit neither form or (where their
-            values are known, outside of jit) are below 0 or not finite.
+          ValueError: another width; other rows in x_tilde or residual than in x; a residual where there is no room for
+            it, or none where there is; weights that fit neither form or (where their values are known, outside of jit)
+            are below 0 or not finite.
         """
+        if (residual is None) != (self.residual is None):
+            raise ValueError("the change of the residual stream is added up for all rows of a layer, or for none")
         for name, rows in (("x", x), ("x_tilde", x_tilde)):
             if rows is not None and rows.shape[-1] != self.width:
                 raise ValueError(f"{name} has width {rows.shape[-1]}, but these statistics are for {self.width} inputs")
@@ -162,13 +197,20 @@ class GramStats:
             x_tilde = x_tilde.reshape(-1, self.width)
             if x_tilde.shape[0] != math.prod(x.shape[:-1]):
                 raise ValueError(f"x and x_tilde must have the same rows, got {x.shape} and {x_tilde.shape}")
+        if residual is not None:
+            shape = math.prod(x.shape[:-1]), self.residual.total.shape[-1]
+            if (math.prod(residual.shape[:-1]), residual.shape[-1]) != shape:
+                raise ValueError(f"the residual stream's rows must be of shape {shape}, got {residual.shape}")
+            residual = residual.reshape(shape)
         weights = None if weights is None else _row_weights(weights, x.shape[:-1])
         stats = self if x_tilde is None else self._with_cross()
-        return _add_rows(stats, x.reshape(-1, self.width), x_tilde, weights)
+        return _add_rows(stats, x.reshape(-1, self.width), x_tilde, weights, residual)
 
     def combine(self, other: "GramStats") -> "GramStats":
-        """Statistics of the rows of both."""
+        """Statistics of the rows of both. ValueError where only one has the change of the residual stream."""
         a, b = self, other
+        if (a.residual is None) != (b.residual is None):
+            raise ValueError("one of the statistics has the change of the residual stream, the other has not")
         if a.one_stream != b.one_stream:
             a, b = a._with_cross(), b._with_cross()
         some = (a.count > 0)[..., None]  # else a's shift is that of no rows
@@ -181,6 +223,18 @@ class GramStats:
             a.rows + b.rows,
             None if a.one_stream else a.x.plus(b.x),
             None if a.one_stream else a.cross + b.cross,
+            None if a.residual is None else a.residual.plus(b.residual),
+        )
+
+    def divided(self, inputs: jax.Array, outputs: jax.Array) -> "GramStats":
+        """Of the same rows over a unit of the inputs, and one of outputs; each a scalar, or one for each group."""
+        unit = inputs[..., None, None]
+        return dataclasses.replace(
+            self,
+            x_tilde=self.x_tilde.divided(inputs),
+            x=None if self.x is None else self.x.divided(inputs),
+            cross=None if self.cross is None else self.cross / unit / unit,
+            residual=None if self.residual is None else self.residual.divided(inputs, outputs),
         )
 
     def float_part(self) -> "GramStats":
@@ -194,12 +248,14 @@ class GramStats:
     def _shifted(self, shift, float_shift):
         """The same sums about these shifts of X̃ and of X."""
         x_tilde = self.x_tilde.shifted(shift, self.count)
+        residual = None if self.residual is None else self.residual.shifted(self.x_tilde.shift - shift)
         if self.one_stream:
-            return dataclasses.replace(self, x_tilde=x_tilde)
+            return dataclasses.replace(self, x_tilde=x_tilde, residual=residual)
         # One shift after the other.
         cross = self.cross + outer(self.x_tilde.shift - shift, self.x.total)
         cross = cross + outer(x_tilde.total, self.x.shift - float_shift)
-        return dataclasses.replace(self, x_tilde=x_tilde, x=self.x.shifted(float_shift, self.count), cross=cross)
+        x = self.x.shifted(float_shift, self.count)
+        return dataclasses.replace(self, x_tilde=x_tilde, x=x, cross=cross, residual=residual)
 
     def _with_cross(self):
         if not self.one_stream:
@@ -208,8 +264,8 @@ class GramStats:
 
 
 @jax.jit
-def _add_rows(stats: GramStats, x, x_tilde, weights) -> GramStats:
-    """The statistics with the rows of x (m, N), x_tilde the same or None, weights (m,) or None."""
+def _add_rows(stats: GramStats, x, x_tilde, weights, residual) -> GramStats:
+    """The statistics with the rows of x (m, N); x_tilde the same, weights (m,) and residual (m, C), or None."""
     dtype = stats.dtype
     if weights is None:
         count, rows = jnp.asarray(x.shape[0], dtype), jnp.asarray(x.shape[0], jnp.int32)
@@ -235,11 +291,16 @@ def _add_rows(stats: GramStats, x, x_tilde, weights) -> GramStats:
         return Moments(shift, moments.total + weighted(x).sum(0), products), x
 
     new, rows_tilde = add(stats.x_tilde, x if x_tilde is None else x_tilde)
+    change = stats.residual
+    if residual is not None:
+        own = residual.astype(dtype) if counted is None else jnp.where(counted, residual.astype(dtype), 0)
+        own = weighted(own)
+        change = change.plus(ResidualChange(matmul(rows_tilde.T, own), weighted(own).sum(0)))
     if stats.one_stream:
-        return GramStats(new, stats.count + count, stats.rows + rows)
+        return GramStats(new, stats.count + count, stats.rows + rows, residual=change)
     new_float, rows_x = add(stats.x, x)
     cross = stats.cross + matmul(rows_tilde.T, rows_x)
-    return GramStats(new, stats.count + count, stats.rows + rows, new_float, cross)
+    return GramStats(new, stats.count + count, stats.rows + rows, new_float, cross, change)
 
 
 def _row_weights(weights, shape: tuple[int, ...]) -> jax.Array:

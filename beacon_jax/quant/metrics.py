@@ -13,6 +13,7 @@ from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.precision import in_dtype, mean_over_spread, working_dtype
 from beacon_jax.quant.products import matmul, quadratic_form
 from beacon_jax.quant.quantized import QuantizedMatrix
+from beacon_jax.quant.units import in_units
 
 
 def relative_output_error(kernel: jax.Array, quantized: QuantizedMatrix, stats: GramStats) -> jax.Array:
@@ -50,6 +51,17 @@ def _measure(measure, kernel, quantized, stats):
         return jax.tree.map(lambda a: a.astype(stats.dtype), measure(W, W_hat, b, stats.astype(dtype)))
 
 
+def _in_units(function):
+    """`function` of kernel, quantized kernel, change of the bias and statistics, all of them over their units."""
+
+    @functools.wraps(function)
+    def run(W, W_hat, b, stats):
+        W, stats, kernel, inputs = in_units(W, stats, common=True)
+        return function(W, W_hat / kernel[..., None, None], b / kernel[..., None] / inputs[..., None], stats)
+
+    return run
+
+
 def _each_group(function):
     """`function` of (N, C) kernels and statistics of one layer, for those with leading axes too."""
 
@@ -60,8 +72,7 @@ def _each_group(function):
     return run
 
 
-@jax.jit
-def _relative_error(W, W_hat, b, stats):
+def _error(W, W_hat, b, stats):
     error, target = (sums.sum() for sums in _output_errors(W, W_hat, b, stats))
     return jnp.where(error > 0, error / target, 0)
 
@@ -80,9 +91,8 @@ def _output_errors(W, W_hat, b, stats):
     return jnp.maximum(error, 0) + stats.count * jnp.square(shift), target
 
 
-@jax.jit
 @_each_group
-def _cosines(W, W_hat, b, stats):
+def _cosine(W, W_hat, b, stats):
     S, C, F = stats.centred
     y, v = (matmul(mean, kernel) for mean, kernel in zip(stats.means(), (W, W_hat), strict=True))
     v = v + b
@@ -94,6 +104,8 @@ def _cosines(W, W_hat, b, stats):
     return jnp.where(norm > 0, cross / jnp.where(norm > 0, norm, 1), 0)
 
 
-@jax.jit
-def _error_and_cosines(W, W_hat, b, stats):
-    return _relative_error(W, W_hat, b, stats), _cosines(W, W_hat, b, stats)
+def _both(W, W_hat, b, stats):
+    return _error(W, W_hat, b, stats), _cosine(W, W_hat, b, stats)
+
+
+_relative_error, _cosines, _error_and_cosines = (jax.jit(_in_units(f)) for f in (_error, _cosine, _both))

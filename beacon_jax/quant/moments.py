@@ -30,6 +30,12 @@ class Moments:
         products = None if self.products is None else self.products + (half + half.mT)
         return Moments(shift, self.total + count * step, products)
 
+    def divided(self, unit: jax.Array) -> "Moments":
+        """Of the same rows over a unit, a scalar or one for each group."""
+        unit = unit[..., None]
+        products = None if self.products is None else self.products / unit[..., None] / unit[..., None]
+        return Moments(self.shift / unit, self.total / unit, products)
+
     def correction(self, count: jax.Array) -> jax.Array:
         """(N,) mean − shift; 0 for no rows."""
         return self.total / jnp.where(count > 0, count, 1)[..., None]

@@ -6,7 +6,8 @@ For codes q and a scale c of one channel w, with an offset z and a change b of t
 
 after eliminating b and z, P = S + ρ diag(S) and h = C w + ρ diag(S) w, S and C being X̃ᵀX̃ and X̃ᵀX, of inputs minus
 their means where b is free, and with the direction of z taken out of both sides where z is free. The ridge ρ stands for
-what the calibration rows do not tell: between inputs that vary as much, differences of sampling are as large.
+what the calibration rows do not tell: between inputs that vary as much, differences of sampling are as large. A layer
+that is added to a residual stream may aim at Xw + λ(r − r̃) (see residual.py): h then has λ X̃ᵀ(r − r̃) added to it.
 """
 
 import dataclasses
@@ -33,7 +34,7 @@ class Objective:
       target: (N, C) real weights near the minimum of wᵀPw − 2hᵀw; W itself, but for a constant where there is an
         offset, if there is one stream.
       rest: h − P·target, (N, C); None where it is 0 (one stream).
-      G: (N, N) with h = G W, None where it is P.
+      G: (N, N) with h = G W, but for what a residual stream adds; None where it is P.
       F: (N, N), the same of X alone, None where it is P.
       free: (N,) and (C,) and a scalar, u = P₀1, 1ᵀh₀ and 1ᵀu before the offset was eliminated; None without an offset.
 
@@ -50,7 +51,16 @@ class Objective:
     unit: jax.Array
 
     @classmethod
-    def of(cls, W: jax.Array, stats: GramStats, ridge: jax.Array, *, bias: bool, offset: bool) -> "Objective":
+    def of(
+        cls,
+        W: jax.Array,
+        stats: GramStats,
+        ridge: jax.Array,
+        *,
+        bias: bool,
+        offset: bool,
+        residual: jax.Array | None = None,
+    ) -> "Objective":
         """The objective of a kernel W (N, C).
 
         Args:
@@ -59,6 +69,7 @@ class Objective:
           ridge: ρ, a scalar ≥ 0.
           bias: whether the layer's bias is free.
           offset: whether an offset is.
+          residual: λ, a scalar ≥ 0, for statistics with the change of a residual stream; None to take no notice of it.
         """
         S, C, F = stats.centred if bias else (stats.H, stats.G, stats.F)
         diagonal = jnp.diagonal(S)
@@ -67,13 +78,19 @@ class Objective:
         own = jnp.diag(ridge * diagonal / unit)
         P = S / unit + own
         G, F = (None, None) if stats.one_stream else (C / unit + own, F / unit + own)
+        more = None if residual is None else residual / unit * stats.residual_cross(centred=bias)
         free = None
         if offset:
-            P, G, F, free = _without_offset(P, G, F, W)
+            P, G, F, more, free = _without_offset(P, G, F, W, more)
         h = matmul(P if G is None else G, W)
-        target = W - W.mean(0)[None, :] if offset else W
+        h = h if more is None else h + more
+        # Weights on inputs that never change are of no effect.
+        live = (diagonal > 0)[:, None]
+        target = jnp.where(live, W, 0)
+        if offset:
+            target = jnp.where(live, W - W.mean(0, where=live, keepdims=True), 0)
         rest = None
-        if G is not None:
+        if G is not None or more is not None:
             little = LITTLE * jnp.diagonal(P).mean()
             little = jnp.where(little > 0, little, 1)
             factor = cho_factor(P + little * jnp.eye(W.shape[0], dtype=P.dtype), lower=True)
@@ -126,18 +143,25 @@ class Objective:
         return 0.0 if self.rest is None else (self.rest * error).sum(0)
 
 
-def _without_offset(P, G, F, W):
-    """P, G, F without the direction of the offset, and what the best offset follows from."""
+def _without_offset(P, G, F, W, more):
+    """P, G, F and `more` of h without the direction of the offset, and what the best offset follows from."""
     u = P.sum(1)
     norm = u.sum()
     safe = jnp.where(norm > 0, norm, 1)
     g = u if G is None else G.sum(0)  # Gᵀ1
     total = matmul(g[None, :], W)[0]
     G, F = (None, None) if G is None else (G - outer(u, g) / safe, F - outer(g, g) / safe)
-    return P - outer(u, u) / safe, G, F, (u, total, norm)
+    if more is not None:
+        sums = more.sum(0)
+        total, more = total + sums, more - outer(u, sums) / safe
+    return P - outer(u, u) / safe, G, F, more, (u, total, norm)
 
 
-def bias_change(stats: GramStats, W: jax.Array, W_hat: jax.Array) -> jax.Array:
-    """(C,) b with which the mean output is right again: μᵀw − μ̃ᵀŵ."""
+def bias_change(stats: GramStats, W: jax.Array, W_hat: jax.Array, residual: jax.Array | None = None) -> jax.Array:
+    """(C,) b with which the mean output is that aimed at again: μᵀw − μ̃ᵀŵ, and λ times the mean of r − r̃."""
     change = matmul(stats.means()[1][None, :], W - W_hat)[0]
-    return change if stats.one_stream else change + matmul(stats.mean_change[None, :], W)[0]
+    if not stats.one_stream:
+        change = change + matmul(stats.mean_change[None, :], W)[0]
+    if residual is None:
+        return change
+    return change + residual * stats.residual.total / jnp.where(stats.count > 0, stats.count, 1)

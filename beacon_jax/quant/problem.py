@@ -10,8 +10,14 @@ import numpy as np
 
 from beacon_jax.quant.alphabets import Levels, make_alphabet
 from beacon_jax.quant.gram import GramStats
+from beacon_jax.quant.moments import outer
 from beacon_jax.quant.precision import in_dtype, mean_over_spread, working_dtype
 from beacon_jax.quant.quantized import QuantizedMatrix
+from beacon_jax.quant.units import in_units
+
+
+class NothingToCalibrateOn(ValueError):
+    """All inputs of a layer, or of one of its groups, are zero in every calibration row."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,9 +25,12 @@ class Problem:
     """Find codes and scales such that X̃Ŵ is near XW.
 
     Fields:
-      W: kernel (N, C), or (E, N, C) for E groups that are solved together.
-      stats: statistics of the inputs, of width N (and E groups).
+      W: kernel (N, C), or (E, N, C) for E groups that are solved together, over `kernel_unit`.
+      stats: statistics of the inputs over `input_unit`, of width N (and E groups).
+      live: (N,), or (E, N), bool: inputs that are not zero in all rows; all of them where none is.
       alphabet: (K,) float64, ascending levels.
+      kernel_unit, input_unit: powers of two near the largest weight and input (see units.py), scalars or (E,).
+      informed: whether some input (of each group) has a square that is not zero; None where it is not known (traced).
       mean_over_spread: of inputs and outputs (see precision.py); None where it is not known (traced) or of no concern.
       has_bias: whether the layer has a bias that may change.
 
@@ -30,7 +39,11 @@ class Problem:
 
     W: jax.Array
     stats: GramStats
+    live: jax.Array
     alphabet: np.ndarray
+    kernel_unit: jax.Array
+    input_unit: jax.Array
+    informed: bool | None = None
     mean_over_spread: float | None = None
     has_bias: bool = False
 
@@ -44,24 +57,30 @@ class Problem:
         will do.
 
         Raises:
-          ValueError: kernel not (N, C) or (E, N, C); statistics of another width or other groups, of no rows or not
-            finite; kernel not finite; an alphabet that is not ascending.
+          ValueError: kernel not (N, C) or (E, N, C), or complex; statistics of another width or other groups, of no
+            rows, not finite, or no Gram matrices; kernel not finite; an alphabet that is not ascending.
         """
         _check_shapes(jnp.shape(kernel), stats)
-        facts = _facts(stats, kernel)
-        ratio = None
+        if jnp.issubdtype(jnp.result_type(kernel), jnp.complexfloating):
+            raise ValueError(f"expected a kernel of real numbers, got {jnp.result_type(kernel)}")
+        W, own, live, *units, facts = _prepared(stats, kernel)
+        ratio = informed = None
         if not isinstance(facts, jax.core.Tracer):
-            some_rows, finite_stats, finite_kernel, ratio = np.asarray(facts).tolist()
+            some_rows, finite_stats, finite_kernel, gram, informed, ratio = np.asarray(facts).tolist()
             if not some_rows:
                 raise ValueError("no calibration rows: the statistics are empty; update them with at least one batch")
             if not finite_stats:
                 raise ValueError("NaN or infinity in the calibration statistics: the layer's inputs are not all finite")
             if not finite_kernel:
                 raise ValueError(f"NaN or infinity in the kernel of shape {kernel.shape}")
+            if not gram:
+                raise ValueError("the statistics are no Gram matrices: not symmetric, or a product above that of norms")
+            informed = bool(informed)
         alphabet, ratio = make_alphabet(alphabet), ratio if reads_means else None
         dtype = working_dtype(stats.dtype, ratio)
         with in_dtype(dtype):
-            return cls(jnp.asarray(kernel, dtype), stats.astype(dtype), alphabet, ratio, has_bias)
+            units = [jnp.asarray(unit, dtype) for unit in units]
+            return cls(jnp.asarray(W, dtype), own.astype(dtype), live, alphabet, *units, informed, ratio, has_bias)
 
     @property
     def dtype(self) -> np.dtype:
@@ -74,12 +93,15 @@ class Problem:
         return Levels.of(self.alphabet, self.dtype)
 
     def solved_by(self, solver: Callable[["Problem"], "Found"]) -> "Found":
-        """What a solver of one layer's (N, C) problem finds, for each group where there are groups."""
+        """What a solver of one layer's (N, C) problem finds, times the units; of each group where there are groups."""
 
-        def solve(W, stats):
-            return solver(dataclasses.replace(self, W=W, stats=stats))
+        def solve(W, stats, live, kernel_unit, input_unit):
+            own = dict(W=W, stats=stats, live=live, kernel_unit=kernel_unit, input_unit=input_unit)
+            found = solver(dataclasses.replace(self, **own)).times(kernel_unit, input_unit)
+            return found if stats.residual is not None else found.without((W == 0).all(0))
 
-        return (solve if self.W.ndim == 2 else jax.vmap(solve))(self.W, self.stats)
+        arrays = self.W, self.stats, self.live, self.kernel_unit, self.input_unit
+        return (solve if self.W.ndim == 2 else jax.vmap(solve))(*arrays)
 
 
 @jax.tree_util.register_dataclass
@@ -97,6 +119,17 @@ class Found:
     bias_change: jax.Array | None = None
     info: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
     sound: jax.Array | None = None
+
+    def without(self, channels: jax.Array) -> "Found":
+        """The same with nothing at all in these channels, (C,) bool, whatever their codes: kernels of zeros."""
+        offset = None if self.offset is None else jnp.where(channels, 0, self.offset)
+        return dataclasses.replace(self, scale=jnp.where(channels, 0, self.scale), offset=offset)
+
+    def times(self, kernel_unit: jax.Array, input_unit: jax.Array) -> "Found":
+        """The same for a kernel and inputs that are so many times as large."""
+        offset = None if self.offset is None else self.offset * kernel_unit
+        change = None if self.bias_change is None else self.bias_change * kernel_unit * input_unit
+        return dataclasses.replace(self, scale=self.scale * kernel_unit, offset=offset, bias_change=change)
 
 
 @jax.tree_util.register_dataclass
@@ -140,8 +173,34 @@ def _check_shapes(shape: tuple[int, ...], stats: GramStats) -> None:
 
 
 @jax.jit
-def _facts(stats, kernel):
-    """(4,), in one call: whether there are rows (in every group); the statistics are finite; the kernel is; and ρ."""
+def _prepared(stats, kernel):
+    """In one call: kernel, statistics and live inputs of a Problem, the units, and facts (6,).
+
+    These are whether there are rows (in every group); the statistics are finite; the kernel is; they are Gram matrices;
+    some input (of every group) has a square; and ρ.
+    """
     finite = [jnp.stack([jnp.isfinite(a).all() for a in jax.tree.leaves(tree)]).all() for tree in (stats, kernel)]
-    facts = (stats.count > 0).all(), *finite, mean_over_spread(stats, kernel.astype(stats.dtype))
-    return jnp.stack([fact.astype(stats.dtype) for fact in facts])
+    wide = kernel.astype(jnp.promote_types(kernel.dtype, stats.dtype))
+    W, own, kernel_unit, input_unit = in_units(wide, stats)
+    W = W.astype(stats.dtype)
+    live = ~stats.dead
+    live = live | ~live.any(-1, keepdims=True)
+    informed = (stats.squares > 0).any(-1).all()
+    facts = (stats.count > 0).all(), *finite, _are_gram(own), informed, mean_over_spread(own, W)
+    return W, own, live, kernel_unit, input_unit, jnp.stack([fact.astype(stats.dtype) for fact in facts])
+
+
+def _are_gram(stats):
+    """Whether the matrices are symmetric, and no product of two inputs is larger than the product of their norms."""
+    slack = jnp.finfo(stats.dtype).eps ** 0.5
+    own = stats.x_tilde.products
+    streams = [own] if stats.one_stream else [own, stats.x.products]
+    squares = [jnp.diagonal(M, axis1=-2, axis2=-1) for M in streams]
+    norms = [jnp.sqrt(jnp.maximum(square, 0)) for square in squares]
+    bounds = [(M, outer(norm, norm)) for M, norm in zip(streams, norms, strict=True)]
+    symmetric = [(jnp.abs(M - M.mT) <= slack * bound).all() for M, bound in bounds]
+    if not stats.one_stream:
+        bounds.append((stats.cross, outer(*norms)))
+    least = slack * jnp.finfo(stats.dtype).tiny ** 0.5
+    within = [(jnp.abs(M) <= (1 + slack) * bound + least).all() for M, bound in bounds]
+    return jnp.stack([*[(square >= 0).all() for square in squares], *symmetric, *within]).all()

@@ -16,15 +16,17 @@ ROWS = 16
 SCALES = ("absmax", "lsq")
 
 
-def least_squares_scale(w: jax.Array, levels: Levels) -> jax.Array:
+def least_squares_scale(w: jax.Array, levels: Levels, live: jax.Array | None = None) -> jax.Array:
     """(C,) scale s of least Σ(w − s·nearest(w/s))² among 0.01, 0.02, … 1.00 times max|w|/max A, for w (N, C).
 
-    Of equally good ones the smallest is taken.
+    Of equally good ones the smallest is taken. live (N,) bool: the weights that count; None for all.
     """
-    return _best_fraction(w, levels, _full_scale(w, levels), lambda s: jnp.zeros_like(s))
+    return _best_fraction(w, levels, _full_scale(w, levels, live), lambda s: jnp.zeros_like(s), live)
 
 
-def scale_and_offset(w: jax.Array, levels: Levels, scale: str, symmetric: bool) -> tuple[jax.Array, jax.Array]:
+def scale_and_offset(
+    w: jax.Array, levels: Levels, scale: str, symmetric: bool, live: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Scale and offset of every channel of w, for Ŵ = scale · levels + offset.
 
     Args:
@@ -34,6 +36,7 @@ def scale_and_offset(w: jax.Array, levels: Levels, scale: str, symmetric: bool) 
         weight error of round-to-nearest.
       symmetric: True for max|w| → max A and offset 0. False for min/max quantization with a zero point: the channel's
         [min w, max w], or the fraction of it about its middle, is mapped to [min A, max A].
+      live: (N,) bool, the weights that count: those of inputs that are not always zero. None for all.
 
     Returns:
       scale (C,) > 0 and offset (C,).
@@ -44,18 +47,20 @@ def scale_and_offset(w: jax.Array, levels: Levels, scale: str, symmetric: bool) 
     if scale not in SCALES:
         raise ValueError(f"unknown scale {scale!r}; expected one of {', '.join(SCALES)}")
     if symmetric:
-        full = _full_scale(w, levels)
+        full = _full_scale(w, levels, live)
 
         def offset(s):
             return jnp.zeros_like(s)
     else:
-        low, high = w.min(0), w.max(0)
+        counted = None if live is None else live[:, None]
+        low = w.min(0, where=counted, initial=None if live is None else jnp.inf)
+        high = w.max(0, where=counted, initial=None if live is None else -jnp.inf)
         full = nonzero((high - low) / (levels.last - levels.first))
 
         def offset(s):
             return (low + high) / 2 - s * (levels.first + levels.last) / 2
 
-    s = _best_fraction(w, levels, full, offset) if scale == "lsq" else full
+    s = _best_fraction(w, levels, full, offset, live) if scale == "lsq" else full
     return s, offset(s)
 
 
@@ -64,11 +69,14 @@ def nonzero(scale: jax.Array) -> jax.Array:
     return jnp.where(scale != 0, scale, jnp.sqrt(jnp.finfo(scale.dtype).tiny))
 
 
-def _full_scale(w: jax.Array, levels: Levels) -> jax.Array:
-    return nonzero(jnp.abs(w).max(0) / jnp.where(levels.last > 0, levels.last, levels.max_abs))
+def _full_scale(w: jax.Array, levels: Levels, live: jax.Array | None) -> jax.Array:
+    size = jnp.abs(w) if live is None else jnp.where(live[:, None], jnp.abs(w), 0)
+    return nonzero(size.max(0) / jnp.where(levels.last > 0, levels.last, levels.max_abs))
 
 
-def _best_fraction(w: jax.Array, levels: Levels, full: jax.Array, offset: Callable) -> jax.Array:
+def _best_fraction(
+    w: jax.Array, levels: Levels, full: jax.Array, offset: Callable, live: jax.Array | None
+) -> jax.Array:
     fractions = (jnp.arange(FRACTIONS, dtype=full.dtype) + 1) / FRACTIONS
     s = fractions[:, None] * full[None, :]  # (100, C)
     z = jax.vmap(offset)(s)
@@ -82,18 +90,26 @@ def _best_fraction(w: jax.Array, levels: Levels, full: jax.Array, offset: Callab
     inverse = 1 / unit
 
     # Elementwise over all fractions, some rows at a time: XLA vectorizes that, and a sum over rows not as well.
-    def add_rows(rows, error):
+    def add_rows(rows, counted, error):
         for i in range(rows.shape[0]):
             x = rows[i][None, :] * inverse - shift
-            error = error + jnp.square(x - nearest(x))
+            square = jnp.square(x - nearest(x))
+            error = error + (square if counted is None else square * counted[i])
         return error
 
+    counted = None if live is None else live.astype(w.dtype)
     whole = w.shape[0] // ROWS
     error = jnp.zeros_like(s)
     if whole:
-        groups = w[: whole * ROWS].reshape(whole, ROWS, w.shape[1])
-        error = lax.fori_loop(0, whole, lambda i, error: add_rows(groups[i], error), error)
-    error = add_rows(w[whole * ROWS :], error) * jnp.square(unit)
+        groups = jax.tree.map(lambda a: a[: whole * ROWS].reshape(whole, ROWS, *a.shape[1:]), (w, counted))
+
+        def add_group(i, error):
+            return add_rows(*jax.tree.map(lambda a: a[i], groups), error)
+
+        error = lax.fori_loop(0, whole, add_group, error)
+    rest = jax.tree.map(lambda a: a[whole * ROWS :], (w, counted))
+    error = add_rows(*rest, error) * jnp.square(unit)
     # Errors of zero, which rounding makes a little more than that, are equal.
-    noise = float(jnp.finfo(w.dtype).eps) ** 1.5 * jnp.square(w).sum(0)
+    size = jnp.square(w) if counted is None else jnp.square(w) * counted[:, None]
+    noise = float(jnp.finfo(w.dtype).eps) ** 1.5 * size.sum(0)
     return full * fractions[jnp.argmax(error <= (error.min(0) + noise)[None, :], axis=0)]

@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from beacon_jax.evaluate import MeanCosine, NeighbourOverlap
 from beacon_jax.models.bert import Bert
-from beacon_jax.models.convert import read_state_dict
 from beacon_jax.models.convert_bert import bert_of_config, convert_bert_state_dict
+from beacon_jax.models.state_dict import read_state_dict
 from experiments.task import Task
 from experiments.text import digest, read_corpus, split_texts
 from experiments.tokens import ArrayBatches, load_tokenizer, padded

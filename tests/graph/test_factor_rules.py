@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,8 +67,18 @@ CASES = {  # name: function, labels of the first operand, of the second or None,
     "contracted": (lambda a, b: jnp.einsum("btd,bsd->bts", a, b), FEATURES, None, {0, 1, 2, 3}),
     "one in each": (lambda a, b: jnp.einsum("btd,bsd->bts", a, b), HEADS, HEADS, {0, 1}),
     "exp": (lambda a: jnp.exp(a), FEATURES, None, {0, 1, 2, 3}),
-    "relu": (lambda a: jax.nn.relu(a), HEADS, None, {0, 1}),
-    "largest": (lambda a: a.max(1), FEATURES, None, {0, 1, 2, 3}),
+    "relu": (lambda a: jax.nn.relu(a), EACH, None, set()),
+    "leaky relu": (lambda a: jax.nn.leaky_relu(a), EACH, None, set()),
+    "below 0": (lambda a: jnp.minimum(0, a), EACH, None, set()),
+    "relu6": (lambda a: jax.nn.relu6(a), HEADS, None, {0, 1}),
+    "compared": (lambda a, b: jnp.where(a > 0.5, b, 2 * b), HEADS, HEADS, {0, 1}),
+    "larger alike": (lambda a, b: jnp.maximum(a, b), EACH, EACH, set()),
+    "larger unlike": (lambda a, b: jnp.maximum(a, b), HEADS, None, {0, 1}),
+    "largest": (lambda a: jnp.stack([a.max(1), a.min(1)]), FEATURES, None, set()),
+    "largest of": (lambda a: a.max(-1), FEATURES, None, {0, 1, 2, 3}),
+    "pooled": (lambda a: nn.max_pool(a, (2,), (1,), "SAME") + nn.avg_pool(a, (2,), (1,), "SAME"), FEATURES, None,
+               set()),
+    "pooled over": (lambda a: nn.max_pool(a, (2,), (1,)), HEADS, None, {0, 1}),
     "to integers": (lambda a: a.astype(int), HEADS, None, {0, 1}),
 }  # fmt: skip
 

@@ -90,7 +90,7 @@ def test_a_field_called_value_is_a_name(rng, tmp_path):
     params = {"at": QueryValue(*kernels(rng, "a", "b").values())}
     result = quantize(lambda p, x: (x @ p["at"].query) * (x @ p["at"].value), params, data(rng, (9, D)), SPEC)
     assert list(result.layers) == ["at/query", "at/value"]
-    save_quantized(tmp_path / "q", result.params, result.layers, result.places)
+    save_quantized(tmp_path / "q", result)
     loaded, _ = load_quantized(tmp_path / "q", like=params)
     jax.tree.map(np.testing.assert_array_equal, loaded, result.params)
 

@@ -1,5 +1,7 @@
 import itertools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -37,6 +39,17 @@ def test_reads_and_writes_what_numpy_does(case, rng):
     untouched = np.ones(leaf.size, bool)
     untouched[place.indices().reshape(-1)] = False
     np.testing.assert_array_equal(written.reshape(-1)[untouched], leaf.reshape(-1)[untouched])
+    assert place.bounds == (place.indices().min(), place.indices().max())
+    put = place.put(jnp.asarray(leaf.reshape(-1)), jnp.asarray(new, jnp.float32))
+    np.testing.assert_array_equal(put, written.reshape(-1))
+
+
+def test_boxes_are_put_without_an_index_for_each_element():
+    for case, (shape, kernel_of) in CASES.items():
+        leaf = jnp.zeros(shape).reshape(-1)
+        place = Place.of(kernel_of(np.arange(leaf.size).reshape(shape)))
+        put = str(jax.make_jaxpr(place.put)(leaf, jnp.ones(place.shape)))
+        assert ("scatter" in put) == (case == "reversed")
 
 
 def test_what_is_no_place():
@@ -56,6 +69,7 @@ def test_random_compositions_are_found(rng):
         kernel = a.reshape(int(np.prod(a.shape[:cut])), -1)
         place = Place.of(kernel)
         np.testing.assert_array_equal(place.indices().reshape(kernel.shape), kernel)
+        assert place.bounds == (kernel.min(), kernel.max())
 
 
 def test_parts_have_names():

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from beacon_jax.models.bert import Bert
-from beacon_jax.models.convert import read_state_dict
 from beacon_jax.models.convert_bert import bert_of_config, convert_bert_state_dict
+from beacon_jax.models.state_dict import read_state_dict
 
 MODEL = Bert(vocabulary=20, width=12, depth=2, heads=3, hidden=16, positions=10)
 CONFIG = dict(

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import flax.linen as nn
@@ -29,6 +30,9 @@ def tiny(rng):
         ("deit_tiny_distilled_patch16_224", 5_910_800),
         ("vit_base_patch16_224", 86_567_656),
         ("vit_small_patch16_224", 22_050_664),
+        ("deit3_base_patch16_224", 86_585_320),
+        ("deit3_small_patch16_224", 22_059_496),
+        ("vit_base_patch16_clip_224", 86_568_424),
         ("deit_cifar10", 2_693_578),
         ("deit_digits", 114_778),
     ],
@@ -126,5 +130,12 @@ def test_errors(tiny):
     images, params = tiny
     with pytest.raises(ValueError, match="unknown model 'resnet'; expected one of deit_base"):
         create_vit("resnet")
+    for fields, message in (
+        (dict(class_token=False), "pool is 'avg', or 'token' where there is a class token"),
+        (dict(pool="max"), "pool is 'avg', or 'token' .*got 'max'"),
+        (dict(distilled=True, registers=2), "a distilled model has a class token that is pooled, no registers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(TINY, **fields).param_shapes()
     with pytest.raises(ValueError, match=r"takes images of shape \(8, 8, 2\), got \(4, 4, 2\)"):
         TINY.apply({"params": params}, images[:, :4, :4])

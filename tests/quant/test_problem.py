@@ -65,8 +65,8 @@ def test_each_group_gets_the_solver_of_one_layer(rng):
     alone = Problem.of(jnp.ones((4, 2)), stats, "2").solved_by(solver)
     np.testing.assert_array_equal(alone.scale, [34, 34])
     groups = jax.tree.map(lambda a: jnp.stack([a, a]), stats)
-    both = Problem.of(jnp.arange(2.0)[:, None, None] * jnp.ones((2, 4, 2)), groups, "2").solved_by(solver)
-    np.testing.assert_array_equal(both.scale, [[30, 30], [34, 34]])
+    both = Problem.of(jnp.asarray([1.0, 4.0])[:, None, None] * jnp.ones((2, 4, 2)), groups, "2").solved_by(solver)
+    np.testing.assert_array_equal(both.scale, [[34, 34], [4 * 34, 4 * 34]])  # the second in units of 4
     assert both.offset is None and both.codes.shape == (2, 4, 2)
 
 

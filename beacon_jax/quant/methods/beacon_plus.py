@@ -4,6 +4,7 @@ Steps, each of which can be left out by an option (letters as in beacon.py; the 
   bias      the layer's bias takes up the constant part of the error, so only what varies has to be matched
   ridge     more weight on the diagonal of the statistics, for what few calibration rows do not tell
   offset    an offset of each channel, minimised over exactly
+  residual  behind quantized layers, what they have changed in the residual stream is aimed at, too (residual.py)
   start     "scan": weights decoded (decoding.py) at several scales, for each channel the best; "greedy": the paper's
   sweeps    the paper's passes of coordinate maximisation, which find the scale, too
   redecode  decoded again at scales near the one found, then sweeps
@@ -38,6 +39,7 @@ AGAIN = (0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2)  # of the scale found; as many as
 # With so few inputs good scales lie far apart, and a beam at many of them costs nothing.
 FEW = 32
 SCAN_FEW = tuple(0.4 * (4 / 0.4) ** (i / 31) for i in range(32))
+MOST_RESIDUAL = 2.0  # 1 repairs all of the change
 MOST_RIDGE = 1e6  # beyond it float32 knows nothing else
 DAMPING = 0.01  # of a decoder, in means of diag(P)
 
@@ -74,6 +76,12 @@ class BeaconPlusOptions(beacon.SizeOptions):
         at_least=0,
     )
     offset: bool = option(False, "an offset of each output channel: one more number to store")
+    residual: float = option(
+        0.0,
+        "how much of the change of the residual stream a layer that is added to it is to repair",
+        unit="of the change",
+        at_least=0,
+    )
     start: str = option("scan", "scan: decoded at several scales; greedy: as in Beacon", choices=STARTS)
     sweeps: int = option(6, "passes over the codes after each of the other steps, at most", unit="passes", at_least=0)
     redecode: bool | None = option(None, "decode again near the scale found")
@@ -86,10 +94,21 @@ class BeaconPlusOptions(beacon.SizeOptions):
             raise ValueError(f"beam must be 0 or a power of two up to 64, got {self.beam}")
         if self.ridge is not None and self.ridge > MOST_RIDGE:
             raise ValueError(f"ridge must be at most {MOST_RIDGE:g}, got {self.ridge!r}")
+        if self.residual > MOST_RESIDUAL:
+            raise ValueError(f"residual must be at most {MOST_RESIDUAL:g}, got {self.residual!r}")
+        if self.residual and self.start == "greedy":
+            raise ValueError(
+                "start='greedy' knows nothing of a residual stream; with residual above 0 use start='scan'"
+            )
 
     def frees_bias(self, has_bias: bool) -> bool:
         """Whether the bias is free: it is there, and is not to stay."""
         return self.bias and has_bias
+
+    @property
+    def reads_residual(self) -> bool:
+        """Whether the change of the residual stream is aimed at."""
+        return self.residual > 0
 
     def steps(self, inputs: int) -> Effort:
         """The costly steps for a layer of so many inputs, None filled in."""
@@ -115,7 +134,11 @@ def solve(problem: Problem, options: BeaconPlusOptions) -> Found:
     """
     W, levels = problem.W, problem.levels
     free = options.frees_bias(problem.has_bias)
-    objective, decoder = _prepare(W, problem.stats, _ridge(problem, options), bias=free, offset=options.offset)
+    aimed = options.reads_residual and problem.stats.residual is not None
+    residual = jnp.asarray(options.residual, problem.dtype) if aimed else None
+    objective, decoder = _prepare(
+        W, problem.stats, _ridge(problem, options), residual, bias=free, offset=options.offset
+    )
     both_signs, steps = not is_symmetric(problem.alphabet), options.steps(W.shape[0])
     run = options.sizes(W)
     few, history = W.shape[0] <= FEW, []
@@ -134,7 +157,7 @@ def solve(problem: Problem, options: BeaconPlusOptions) -> Found:
         best, fixed = (q, _loss(objective, q)), facts["fixed_point"]
         history.append(best[1])
     else:
-        rounded = _rounded(W, objective, levels)
+        rounded = _rounded(W, problem.live, objective, levels)
         best, fixed = sweep(_decoded(objective, decoder, levels, *rounded, scales, **run))
     if steps.redecode:
         near = _near(objective, best[0], AGAIN)
@@ -144,7 +167,7 @@ def solve(problem: Problem, options: BeaconPlusOptions) -> Found:
         best, fixed = sweep(_beamed(objective, decoder, levels, *best, near, width=steps.beam, **run))
     for _ in range(steps.pairs):
         best, fixed = sweep(_paired(objective, levels, *best, channel_chunk=run["channel_chunk"]))
-    codes, scale, offset, change = _finish(W, problem.stats, objective, levels, best[0], bias=free)
+    codes, scale, offset, change = _finish(W, problem.stats, objective, levels, best[0], residual, bias=free)
     return Found(codes, scale, offset, change, {"loss": jnp.stack(history), "fixed_point": fixed})
 
 
@@ -155,19 +178,19 @@ def _ridge(problem, options):
 
 
 @jit_solver("bias", "offset")
-def _prepare(W, stats, ridge, *, bias, offset):
+def _prepare(W, stats, ridge, residual, *, bias, offset):
     """What is to be minimised, and its decoder."""
-    objective = Objective.of(W, stats, ridge, bias=bias, offset=offset)
+    objective = Objective.of(W, stats, ridge, bias=bias, offset=offset, residual=residual)
     return objective, Decoder.of(objective.P, descending(jnp.diagonal(objective.P)), DAMPING)
 
 
 @jax.jit
-def _rounded(W, objective, levels):
+def _rounded(W, live, objective, levels):
     """(q, loss), each channel's best rounding to nearest."""
     q, loss = None, None
     for scale, symmetric in itertools.product(SCALES, (True, False)):
         if symmetric or objective.free is not None:
-            s, z = scale_and_offset(W, levels, scale, symmetric)
+            s, z = scale_and_offset(W, levels, scale, symmetric, live)
             q, loss = _better(objective, q, loss, levels.nearest((W - z[None, :]) / s[None, :]))
     return q, loss
 
@@ -176,9 +199,10 @@ def _rounded(W, objective, levels):
 def _scan(objective, levels, factors, *, both_signs):
     """(S, C) scales to decode at, these factors of the least-squares scale of each sign."""
     factors, target = jnp.asarray(factors, objective.P.dtype)[:, None], objective.target
-    scales = factors * least_squares_scale(target, levels)[None, :]
+    live = jnp.diagonal(objective.P) > 0
+    scales = factors * least_squares_scale(target, levels, live)[None, :]
     if both_signs:
-        scales = jnp.concatenate([scales, -factors * least_squares_scale(-target, levels)[None, :]])
+        scales = jnp.concatenate([scales, -factors * least_squares_scale(-target, levels, live)[None, :]])
     return scales
 
 
@@ -246,12 +270,12 @@ def _paired(objective, levels, q, loss, *, channel_chunk):
 
 
 @jit_solver("bias")
-def _finish(W, stats, objective, levels, q, *, bias):
+def _finish(W, stats, objective, levels, q, residual, *, bias):
     """Codes (N, C) and per channel the scale, the offset and the change of the bias."""
     c = objective.scale(q)
     z = objective.offset(q, c)
     W_hat = c[None, :] * q if z is None else c[None, :] * q + z[None, :]
-    return levels.index(q), c, z, bias_change(stats, W, W_hat) if bias else None
+    return levels.index(q), c, z, bias_change(stats, W, W_hat, residual) if bias else None
 
 
 def _better(objective, q, loss, new):

@@ -39,7 +39,7 @@ def solve(problem: Problem, options: COMQOptions) -> Found:
     objective (sweeps, C), ‖Xw − X̃ŵ‖² after each pass and scale update.
     """
     levels, W = problem.levels, problem.W
-    s, z = scale_and_offset(W, levels, options.scale, options.symmetric)
+    s, z = scale_and_offset(W, levels, options.scale, options.symmetric, problem.live)
     codes, s, objective = _solve(
         W,
         problem.stats,
@@ -50,7 +50,12 @@ def solve(problem: Problem, options: COMQOptions) -> Found:
         greedy=options.order == "greedy",
         block_size=even_block(W.shape[0], options.block_size),
     )
-    return Found(codes, s, None if options.symmetric else z, info={"objective": objective})
+    return Found(
+        codes,
+        s,
+        None if options.symmetric else z,
+        info={"objective": objective * jnp.square(problem.kernel_unit * problem.input_unit)},
+    )
 
 
 @jit_solver("sweeps", "greedy", "block_size")

@@ -53,7 +53,7 @@ def solve(problem: Problem, options: GPTQOptions) -> Found:
         s = nonzero(beacon.solve(problem, beacon.BeaconOptions()).scale)
         z = jnp.zeros_like(s)
     else:
-        s, z = scale_and_offset(W, levels, options.scale, options.symmetric)
+        s, z = scale_and_offset(W, levels, options.scale, options.symmetric, problem.live)
     codes, change, factored = _solve(
         W,
         problem.stats,

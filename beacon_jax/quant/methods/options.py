@@ -55,6 +55,11 @@ class Options:
         """Whether the method changes the bias of a layer that has one (or not), and so leaves the means to it."""
         return False
 
+    @property
+    def reads_residual(self) -> bool:
+        """Whether the method takes the change of the residual stream into account, where it is known."""
+        return False
+
     def deciding(self) -> dict[str, Any]:
         """The options that decide the result, defaults included."""
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["decides_result"]}

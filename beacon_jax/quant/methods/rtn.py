@@ -17,12 +17,12 @@ class RTNOptions(Options):
 
 
 def solve(problem: Problem, options: RTNOptions) -> Found:
-    """Rounds every weight to the nearest level; the statistics are not used."""
-    codes, s, z = _round(problem.W, problem.levels, scale=options.scale, symmetric=options.symmetric)
+    """Rounds every weight to the nearest level; of the statistics only which inputs are always zero is used."""
+    codes, s, z = _round(problem.W, problem.live, problem.levels, scale=options.scale, symmetric=options.symmetric)
     return Found(codes, s, None if options.symmetric else z)
 
 
 @jit_solver("scale", "symmetric")
-def _round(W, levels, *, scale, symmetric):
-    s, z = scale_and_offset(W, levels, scale, symmetric)
+def _round(W, live, levels, *, scale, symmetric):
+    s, z = scale_and_offset(W, levels, scale, symmetric, live)
     return levels.index(levels.nearest((W - z[None, :]) / s[None, :])), s, z

@@ -12,7 +12,7 @@ from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.methods import beacon, beacon_plus, comq, gptq, rtn
 from beacon_jax.quant.methods.options import Options
 from beacon_jax.quant.precision import in_dtype
-from beacon_jax.quant.problem import Found, Problem, Solution
+from beacon_jax.quant.problem import Found, NothingToCalibrateOn, Problem, Solution
 from beacon_jax.quant.quantized import QuantizedMatrix
 
 
@@ -56,11 +56,17 @@ class Method:
           **options: the fields of `self.options`.
 
         Raises:
+          NothingToCalibrateOn (a ValueError): inputs that are zero in all rows, for a method that reads the statistics.
           ValueError: as `check` and `Problem.of`; a problem that the method cannot solve.
         """
         checked = self.check(**options)
         reads_means = self.reads_stats and not checked.frees_bias(has_bias)
         problem = Problem.of(kernel, stats, alphabet, has_bias=has_bias, reads_means=reads_means)
+        if self.reads_stats and problem.informed is False:
+            raise NothingToCalibrateOn(
+                f"the inputs{' of a group' if stats.groups else ''} are zero in every calibration row, or so small "
+                f"that their squares are zero in {stats.dtype}"
+            )
         with in_dtype(problem.dtype):
             found = problem.solved_by(functools.partial(self.solver, options=checked))
             if found.sound is not None and not isinstance(found.sound, jax.core.Tracer) and not found.sound.all():

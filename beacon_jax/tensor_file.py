@@ -1,0 +1,131 @@
+"""safetensors files with a checksum of every tensor, and of what is said about them. docs/files.md has the format.
+
+All metadata is one string under one key: safetensors writes several keys in random order, and so would not write the
+same file twice.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+VERSION = 2
+KEY = "beacon_jax"
+_FIRST = "beacon_jax 1"  # metadata "format" of version 1
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorFile:
+    """What a file holds.
+
+    Attributes:
+      version: 1 or 2.
+      kind: "params", "layer" or "quantized".
+      about: what is said about the tensors, of JSON's types.
+      tensors: {name: array}; empty where they were not asked for.
+    """
+
+    version: int
+    kind: str
+    about: dict[str, Any]
+    tensors: dict[str, np.ndarray]
+
+
+def write_tensors(path: str | os.PathLike, kind: str, tensors: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Writes a file of this version in one atomic step; the same arguments give the same bytes.
+
+    Args:
+      path: the file, replaced; its folder is made.
+      kind: "params", "layer" or "quantized".
+      tensors: {name: array}.
+      about: of JSON's types.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    # safetensors writes the buffer as it lies in memory, so a transposed view must be copied into row-major order.
+    tensors = {name: np.array(a, order="C") for name, a in tensors.items()}
+    sums = {name: _checksum(a) for name, a in tensors.items()}
+    said = {"version": VERSION, "kind": kind, "about": about, "checksums": sums}
+    said["checksum"] = _digest(_text(said).encode())
+    save_file(tensors, partial, metadata={KEY: _text(said)})
+    partial.replace(path)
+
+
+def read_tensors(path: str | os.PathLike, *, tensors: bool = True) -> TensorFile:
+    """Reads a file of this version, checking every byte of it, or of version 1, which has no checksums.
+
+    Args:
+      path: the file.
+      tensors: whether to read them, or only what is said about them.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: a damaged file, or another one.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no checkpoint at {str(path)!r}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}
+    except (SafetensorError, AttributeError, TypeError) as error:  # the last two: a dtype that NumPy has not
+        raise ValueError(f"{path} is not a readable safetensors file ({error}); is it truncated?") from error
+    if metadata.get("format") == _FIRST:
+        return _first_version(path, metadata, arrays)
+    if KEY not in metadata:
+        raise ValueError(f"{path} was not written by this version of beacon_jax (expected metadata {KEY!r})")
+    said = _checked(path, metadata[KEY])
+    if tensors:
+        damaged = sorted(arrays.keys() ^ said["checksums"].keys())
+        damaged += [name for name, a in arrays.items() if not damaged and _checksum(a) != said["checksums"][name]]
+        if damaged:
+            raise ValueError(f"{path} is damaged: {damaged[0]!r} is not the tensor that was written")
+    return TensorFile(said["version"], said["kind"], said["about"], arrays)
+
+
+def _checked(path, text: str) -> dict[str, Any]:
+    """The metadata. ValueError where they are not the text that was written, or of a later version."""
+    try:
+        said = json.loads(text)
+        own = said.pop("checksum")
+        intact = own == _digest(_text(said).encode()) and text == _text(said | {"checksum": own})
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        intact = False
+    if not intact:
+        raise ValueError(f"{path} is damaged: its metadata are not those that were written")
+    if said["version"] != VERSION:
+        raise ValueError(f"{path} is of format version {said['version']}, and this beacon_jax reads 1 and {VERSION}")
+    return said
+
+
+def _first_version(path, metadata, arrays) -> TensorFile:
+    kind = next((kind for kind in ("quantized", "layer") if kind in metadata), "params")
+    try:
+        about = {"model": metadata["model"]} if "model" in metadata else {}
+        about = about if kind == "params" else json.loads(metadata[kind])
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: its metadata are not JSON") from error
+    return TensorFile(1, kind, about, arrays)
+
+
+def _text(said: Any) -> str:
+    return json.dumps(said, sort_keys=True, separators=(",", ":"))
+
+
+def _checksum(array: np.ndarray) -> str:
+    return _digest(f"{array.dtype}{array.shape}".encode(), array.reshape(-1).view(np.uint8).data)
+
+
+def _digest(*parts) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()
