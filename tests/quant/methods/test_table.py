@@ -164,7 +164,7 @@ def assert_each_group_is_solved_as_alone(found, method, layers):
 # Options are the same for all groups; those of order, blocks and chunks change how groups are solved together.
 @pytest.mark.parametrize(
     ("name", "options"),
-    [pytest.param(*case, marks=[] if case in DEFAULTS or "block_size" in case[1] else pytest.mark.slow) for case in CASES],
+    DEFAULTS + [pytest.param(*case, marks=[] if "block_size" in case[1] else pytest.mark.slow) for case in OPTIONS],
     ids=str,
 )
 def test_groups_are_solved_as_each_would_be_alone(x64, rng, name, options):
