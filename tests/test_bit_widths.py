@@ -86,9 +86,9 @@ def test_offsets_count_too():
 
 
 def test_double_precision_scales(x64):
-    params = jax.tree.map(lambda a: a.astype(jnp.float64), PARAMS)
-    own = choose_alphabets(apply, params, BATCHES, QuantSpec(method="rtn"), ALPHABETS, 20.0)
-    result = quantize(apply, params, BATCHES, own.spec)
+    params, batches = {"a": normal(0, 8, 6).astype(jnp.float64)}, [BATCHES[0]["x"]]
+    own = choose_alphabets(lambda p, x: x @ p["a"], params, batches, QuantSpec(method="rtn"), ALPHABETS, 20.0)
+    result = quantize(lambda p, x: x @ p["a"], params, batches, own.spec)
     assert sum(row.bits for row in own.table) == bits_of(result.coverage)
 
 
@@ -253,10 +253,19 @@ def test_what_aims_at_a_residual_stream_is_chosen_on_the_float_model(plan, monke
     assert aiming.spec.options == {"residual": 1.0} and aiming.spec.rules[0].options == {"residual": 0.5}
 
 
-def test_on_several_devices(plan):
-    own = chosen(BUDGET, execution=Execution(mesh=make_mesh(4, 2)))
-    assert own.alphabets == plan.alphabets
-    for row, other in zip(own.table, plan.table, strict=True):
+def test_on_several_devices():
+    """Of one group, and of 3; a few layers and alphabets, as every device count is a compilation."""
+    params = {"a": normal(0, 8, 6), "experts": normal(1, 3, 2, 4)}
+
+    def model(p, x):
+        return jnp.einsum("ben,enc->bec", nn.relu(x @ p["a"]).reshape(-1, 3, 2), p["experts"])
+
+    plans = [
+        choose_alphabets(model, params, [BATCHES[0]["x"]], SPEC, ("2", "3"), 10.7, execution=Execution(mesh=mesh))
+        for mesh in (None, make_mesh(4, 2))
+    ]
+    assert plans[0].alphabets == plans[1].alphabets == {"a": "3", "experts": "2"}
+    for row, other in zip(plans[0].table, plans[1].table, strict=True):
         assert (row.predicted, row.sensitivity) == pytest.approx((other.predicted, other.sensitivity), rel=1e-3)
 
 

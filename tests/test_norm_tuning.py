@@ -11,7 +11,6 @@ from beacon_jax.graph.program import leaf_names
 from beacon_jax.norm_tuning import LOSSES, OPTIMIZERS, NormTuning, tune_norms
 from beacon_jax.norms import norm_paths
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 FAST = NormTuning(steps=60, check_every=10, learning_rate=1e-2)
 
 
