@@ -321,7 +321,7 @@ def test_row_scales_are_folded_before_quantizing(tmp_path, capsys):
     assert experiment.float_params(plain.quant, batches) is task.params
     done = experiment.quantize(scaled, results.LayerStore(tmp_path / "layers"))
     np.testing.assert_array_equal(done.params["blocks_0"]["norm1"]["scale"], start["blocks_0"]["norm1"]["scale"])
-    save_quantized(tmp_path / "quantized.safetensors", done.params, done.layers, done.places)
+    save_quantized(tmp_path / "quantized.safetensors", done)
     loaded, _ = load_quantized(tmp_path / "quantized.safetensors")
     jax.tree.map(np.testing.assert_array_equal, loaded, done.params)
 

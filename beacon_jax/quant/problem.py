@@ -30,7 +30,7 @@ class Problem:
       live: (N,), or (E, N), bool: inputs that are not zero in all rows; all of them where none is.
       alphabet: (K,) float64, ascending levels.
       kernel_unit, input_unit: powers of two near the largest weight and input (see units.py), scalars or (E,).
-      informed: whether some input (of each group) has a square that is not zero; None where it is not known (traced).
+      informed: bool, (E,) for groups: whether some input has a square that is not zero; None where not known (traced).
       mean_over_spread: of inputs and outputs (see precision.py); None where it is not known (traced) or of no concern.
       has_bias: whether the layer has a bias that may change.
 
@@ -43,7 +43,7 @@ class Problem:
     alphabet: np.ndarray
     kernel_unit: jax.Array
     input_unit: jax.Array
-    informed: bool | None = None
+    informed: np.ndarray | None = None
     mean_over_spread: float | None = None
     has_bias: bool = False
 
@@ -67,10 +67,10 @@ class Problem:
         _check_shapes(kernel.shape, stats)
         if jnp.issubdtype(jnp.result_type(kernel), jnp.complexfloating):
             raise ValueError(f"expected a kernel of real numbers, got {jnp.result_type(kernel)}")
-        W, own, live, *units, facts = _prepared(stats, kernel)
+        W, own, live, some_input, *units, facts = _prepared(stats, kernel)
         ratio = informed = None
         if not isinstance(facts, jax.core.Tracer):
-            some_rows, finite_stats, finite_kernel, gram, informed, ratio = np.asarray(facts).tolist()
+            some_rows, finite_stats, finite_kernel, gram, ratio = np.asarray(facts).tolist()
             if not some_rows:
                 raise ValueError("no calibration rows: the statistics are empty; update them with at least one batch")
             if not finite_stats:
@@ -79,7 +79,7 @@ class Problem:
                 raise ValueError(f"NaN or infinity in the kernel of shape {kernel.shape}")
             if not gram:
                 raise ValueError("the statistics are no Gram matrices: not symmetric, or a product above that of norms")
-            informed = bool(informed)
+            informed = np.asarray(some_input)
         alphabet, ratio = make_alphabet(alphabet), ratio if reads_means else None
         dtype = working_dtype(stats.dtype, ratio)
         with in_dtype(dtype):
@@ -129,6 +129,20 @@ class Found:
         offset = None if self.offset is None else jnp.where(channels, 0, self.offset)
         return dataclasses.replace(self, scale=jnp.where(channels, 0, self.scale), offset=offset)
 
+    def where(self, groups: np.ndarray, other: "Found") -> "Found":
+        """Of some groups, (E,) bool, what another solver found, their bias as it is; the report's arrays stay."""
+
+        def chosen(own, others):
+            some = jnp.asarray(groups).reshape((-1,) + (1,) * (own.ndim - 1))
+            return jnp.where(some, jnp.zeros_like(own) if others is None else others.astype(own.dtype), own)
+
+        names = ("codes", "scale", "offset", "bias_change")
+        fields = {
+            name: None if (own := getattr(self, name)) is None else chosen(own, getattr(other, name)) for name in names
+        }
+        sound = None if self.sound is None else self.sound | jnp.asarray(groups)
+        return dataclasses.replace(self, **fields, sound=sound)
+
     def times(self, kernel_unit: jax.Array, input_unit: jax.Array) -> "Found":
         """The same for a kernel and inputs that are so many times as large."""
         offset = None if self.offset is None else self.offset * kernel_unit
@@ -145,23 +159,28 @@ class Solution:
       matrix: the quantized kernel (and the change of the layer's bias), its floats in the dtype of the statistics.
       solved_in: name of the dtype that the solver used, "float32" or "float64".
       mean_over_spread: of inputs and outputs (see precision.py), None where not known or of no concern.
+      rounded: number of groups that were rounded to nearest because their inputs are always zero.
     """
 
     matrix: QuantizedMatrix
     solved_in: str = dataclasses.field(metadata={"static": True})
     mean_over_spread: float | None = dataclasses.field(metadata={"static": True})
+    rounded: int = dataclasses.field(default=0, metadata={"static": True})
 
     @property
     def note(self) -> str | None:
-        """One line for a report where float64 was needed, else None."""
-        if self.solved_in == self.matrix.scale.dtype.name:
-            return None
-        if not np.isfinite(self.mean_over_spread):
-            return f"solved in {self.solved_in} because inputs or an output never change"
-        ratio = f"{self.mean_over_spread:,.0f}"
-        return (
-            f"solved in {self.solved_in} because the mean of the inputs, or of an output, is {ratio} times its spread"
-        )
+        """For a report, where groups were rounded or float64 was needed; else None."""
+        notes = []
+        if self.rounded:
+            groups = self.matrix.scale.shape[0]
+            notes.append(f"{self.rounded} of {groups} groups rounded to nearest because their inputs are always zero")
+        if self.solved_in != self.matrix.scale.dtype.name:
+            reason = "inputs or an output never change"
+            if np.isfinite(self.mean_over_spread):
+                times = f"{self.mean_over_spread:,.0f}"
+                reason = f"the mean of the inputs, or of an output, is {times} times its spread"
+            notes.append(f"solved in {self.solved_in} because {reason}")
+        return "; ".join(notes) or None
 
 
 def _check_shapes(shape: tuple[int, ...], stats: GramStats) -> None:
@@ -180,10 +199,10 @@ def _check_shapes(shape: tuple[int, ...], stats: GramStats) -> None:
 
 @jax.jit
 def _prepared(stats, kernel):
-    """In one call: kernel, statistics and live inputs of a Problem, the units, and facts (6,).
+    """In one call: kernel, statistics, live inputs and `informed` of a Problem, the units, and facts (5,).
 
     These are whether there are rows (in every group); the statistics are finite; the kernel is; they are Gram matrices;
-    some input (of every group) has a square; and ρ.
+    and ρ.
     """
     finite = [jnp.stack([jnp.isfinite(a).all() for a in jax.tree.leaves(tree)]).all() for tree in (stats, kernel)]
     wide = kernel.astype(jnp.promote_types(kernel.dtype, stats.dtype))
@@ -191,9 +210,9 @@ def _prepared(stats, kernel):
     W = W.astype(stats.dtype)
     live = ~stats.dead
     live = live | ~live.any(-1, keepdims=True)
-    informed = (stats.squares > 0).any(-1).all()
-    facts = (stats.count > 0).all(), *finite, _are_gram(own), informed, mean_over_spread(own, W)
-    return W, own, live, kernel_unit, input_unit, jnp.stack([fact.astype(stats.dtype) for fact in facts])
+    informed = (stats.squares > 0).any(-1)
+    facts = (stats.count > 0).all(), *finite, _are_gram(own), mean_over_spread(own, W)
+    return W, own, live, informed, kernel_unit, input_unit, jnp.stack([fact.astype(stats.dtype) for fact in facts])
 
 
 def _are_gram(stats):

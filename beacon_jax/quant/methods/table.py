@@ -56,25 +56,30 @@ class Method:
           **options: the fields of `self.options`.
 
         Raises:
-          NothingToCalibrateOn (a ValueError): inputs that are zero in all rows, for a method that reads the statistics.
+          NothingToCalibrateOn (a ValueError): inputs that are zero in all rows, for a method that reads the statistics;
+            of some groups alone they are rounded to nearest, and the solution says so.
           ValueError: as `check` and `Problem.of`; a problem that the method cannot solve.
         """
         checked = self.check(**options)
         reads_means = self.reads_stats and not checked.frees_bias(has_bias)
         problem = Problem.of(kernel, stats, alphabet, has_bias=has_bias, reads_means=reads_means)
-        if self.reads_stats and problem.informed is False:
+        lost = None if problem.informed is None or not self.reads_stats else ~problem.informed
+        if lost is not None and lost.all():
             raise NothingToCalibrateOn(
-                f"the inputs{' of a group' if stats.groups else ''} are zero in every calibration row, or so small "
-                f"that their squares are zero in {stats.dtype}"
+                "the inputs are zero in every calibration row, or so small that their squares are zero in "
+                f"{stats.dtype}"
             )
         with in_dtype(problem.dtype):
             found = problem.solved_by(functools.partial(self.solver, options=checked))
+            if lost is not None and lost.any():
+                nearest = functools.partial(rtn.solve, options=rtn.RTNOptions(scale="lsq"))
+                found = found.where(lost, problem.solved_by(nearest))
             if found.sound is not None and not isinstance(found.sound, jax.core.Tracer) and not found.sound.all():
                 raise ValueError(self.unsound.format(dtype=problem.dtype, **dataclasses.asdict(checked)))
             levels = jnp.asarray(problem.alphabet, problem.dtype)
             matrix = QuantizedMatrix(found.codes, levels, found.scale, found.offset, found.info, found.bias_change)
             matrix = _cast(matrix, stats.dtype)
-        return Solution(matrix, problem.dtype.name, problem.mean_over_spread)
+        return Solution(matrix, problem.dtype.name, problem.mean_over_spread, 0 if lost is None else int(lost.sum()))
 
     def check(self, **options) -> Options:
         """The options, checked; defaults where none are given. ValueError on an unknown one or a bad value."""

@@ -3,6 +3,7 @@
 import dataclasses
 
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -106,6 +107,23 @@ def test_what_is_no_problem(rows):
             METHODS["beacon"](jnp.asarray(W, jnp.float32), broken, "2")
     with pytest.raises(ValueError, match="the statistics are no Gram matrices"):
         METHODS["beacon"](jnp.asarray(W, jnp.float32), dataclasses.replace(stats, cross=10 * stats.cross), "2")
+
+
+@every_method
+def test_a_group_whose_inputs_are_all_zero_is_rounded(rng, method, options):
+    W, X, _ = make_problem(rng, "white", 6, 3, rows=40)
+    kernels = jnp.asarray(np.stack([W, 2 * W]), jnp.float32)
+    stats = jax.vmap(lambda x: GramStats.zeros(6).update(x))(jnp.asarray(np.stack([X, 0 * X]), jnp.float32))
+    solution = METHODS[method].solve(kernels, stats, "2", has_bias=True, **options)
+    reads = METHODS[method].reads_stats
+    note = "1 of 2 groups rounded to nearest because their inputs are always zero"
+    assert solution.note == (note if reads else None)
+    alone = METHODS[method].solve(kernels[0], gram(X, dtype=jnp.float32), "2", has_bias=True, **options).matrix
+    np.testing.assert_array_equal(solution.matrix.codes[0], alone.codes)
+    if reads:
+        nearest = METHODS["rtn"](kernels[1], gram(0 * X, dtype=jnp.float32), "2", scale="lsq")
+        np.testing.assert_array_equal(solution.matrix.codes[1], nearest.codes)
+        np.testing.assert_allclose(solution.matrix.dequantize()[1], nearest.dequantize(), rtol=1e-6)
 
 
 def test_groups_have_units_of_their_own(rng):
