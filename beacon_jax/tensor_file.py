@@ -16,6 +16,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from beacon_jax.disk import disk_errors, replace_file
+
 VERSION = 2
 KEY = "beacon_jax"
 _FIRST = "beacon_jax 1"  # metadata "format" of version 1
@@ -46,17 +48,16 @@ def write_tensors(path: str | os.PathLike, kind: str, tensors: Mapping[str, Any]
       kind: "params", "layer" or "quantized".
       tensors: {name: array}.
       about: of JSON's types.
+
+    Raises:
+      OSError: with the path, where it cannot be written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     # safetensors writes the buffer as it lies in memory, so a transposed view must be copied into row-major order.
     tensors = {name: np.array(a, order="C") for name, a in tensors.items()}
     sums = {name: _checksum(a) for name, a in tensors.items()}
     said = {"version": VERSION, "kind": kind, "about": about, "checksums": sums}
     said["checksum"] = _digest(_text(said).encode())
-    save_file(tensors, partial, metadata={KEY: _text(said)})
-    partial.replace(path)
+    replace_file(path, lambda partial: save_file(tensors, partial, metadata={KEY: _text(said)}))
 
 
 def read_tensors(path: str | os.PathLike, *, tensors: bool = True) -> TensorFile:
@@ -73,7 +74,7 @@ def read_tensors(path: str | os.PathLike, *, tensors: bool = True) -> TensorFile
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {str(path)!r}")
     try:
-        with safe_open(path, framework="numpy") as file:
+        with disk_errors(path, "read"), safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}
     except (SafetensorError, AttributeError, TypeError) as error:  # the last two: a dtype that NumPy has not
