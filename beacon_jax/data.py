@@ -201,14 +201,16 @@ class Batches:
             raise ValueError(f"cannot read {name} ({error}); on_unreadable='skip' leaves such images out") from error
 
     def _load(self, i: int):
-        decoded = lambda image: decode(image, self._preset) if isinstance(image, bytes) else image
-        example = (self._cache or {}).get(i) or self._read(i, decoded)
+        example = (self._cache or {}).get(i) or self._read(i, self._decoded)
         if isinstance(example, str):
             return example
         image, label = example
         if self._cache is not None:
             self._cache[i] = image, label
         return normalize(image, self._normalization), label
+
+    def _decoded(self, image: bytes | np.ndarray) -> np.ndarray:
+        return decode(image, self._preset) if isinstance(image, bytes) else image
 
     def _check_shapes(self, images) -> None:
         shapes = sorted({image.shape for image in images})

@@ -10,11 +10,16 @@ from safetensors import SafetensorError
 
 @contextlib.contextmanager
 def disk_errors(path: str | os.PathLike, doing: str = "write") -> Iterator[None]:
-    """An OSError inside becomes one of the same class that says what went wrong with which path."""
+    """An OSError inside becomes one that says what went wrong with which path.
+
+    Its class stays, but FileNotFoundError is for what was to be read: a folder that is gone while a file is written is
+    no mistake of whoever named it.
+    """
     try:
         yield
     except OSError as error:  # which has no path where a disk is full
-        raise type(error)(f"cannot {doing} {path}: {error.strerror or error}") from error
+        kind = OSError if isinstance(error, FileNotFoundError) and doing != "read" else type(error)
+        raise kind(f"cannot {doing} {path}: {error.strerror or error}") from error
 
 
 def make_folder(folder: Path) -> None:

@@ -23,6 +23,7 @@ from experiments import common, convert_checkpoint, grid, quantize, render, resu
 from experiments.experiment import Experiment
 from experiments.files import evaluated, export
 from experiments.grid import TUNED
+from experiments.lines import append_line
 from experiments.task import make_task
 from tests.models.test_convert import timm_state
 
@@ -159,7 +160,7 @@ def test_converting_a_checkpoint(tmp_path):
         ("--source=nobody/nothing", "error: .*(give a local file with --source|pip install huggingface_hub)"),
     ):
         failed = convert(*arguments, changed)
-        assert failed.returncode == 1 and "Traceback" not in failed.stderr
+        assert failed.returncode == 2 and "Traceback" not in failed.stderr
         assert re.search(message, failed.stderr.splitlines()[-1])
 
 
@@ -378,8 +379,8 @@ def test_a_damaged_line_is_named(tmp_path):
 def test_a_result_is_read_as_it_was_written(tmp_path):
     written = [result("Float", "", 98.0), result("RTN", "2", 90.0, error=0.25), result("RTN" + TUNED, "2", 91.0)]
     for one in written:
-        results.append_line(tmp_path / "results.jsonl", one.line())
-    assert list(results.read_results(tmp_path / "results.jsonl").values()) == written
+        append_line(tmp_path / "results.jsonl", one.line())
+    assert results.read_results(tmp_path / "results.jsonl") == written
 
 
 METRICS = {"top1": Top1(), "perplexity": Perplexity()}
