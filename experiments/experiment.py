@@ -135,10 +135,15 @@ class Experiment:
         for cell in group:
             if cell.tuning is None:
                 about = {} if done is None else dict(layers=tuple(done.reports), coverage=_shares(done))
-                yield Result(cell, self.evaluate(params), skipped=dict(self.skipped), **about)
+                yield Result(cell, self.evaluate(params), skipped=self._skipped_of(cell), **about)
             else:  # the layers stay as they are
                 tuned = self.tune(cell, params)
-                yield Result(cell, self.evaluate(tuned.params), skipped=dict(self.skipped), tuned=tuned.summary())
+                yield Result(cell, self.evaluate(tuned.params), skipped=self._skipped_of(cell), tuned=tuned.summary())
+
+    def _skipped_of(self, cell: Cell) -> dict[str, int]:
+        """What of `skipped` concerns a cell, whatever was computed before it."""
+        concerns = {"test": True, "calibration": cell.quant is not None, "tuning": cell.tuning is not None}
+        return {name: count for name, count in self.skipped.items() if concerns[name]}
 
     def check(self, cells: list[Cell]) -> None:
         """Raises ValueError for what can be known to fail before any cell runs.

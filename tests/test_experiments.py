@@ -37,7 +37,7 @@ def digits_config():
 def run(script, *arguments, fails=False):
     command = [sys.executable, "-m", f"experiments.{script}", "--config=configs/digits.py", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert (done.returncode != 0) == fails, done.stderr
+    assert done.returncode == (common.WRONG_INPUT if fails else 0), done.stderr
     return done.stderr if fails else done.stdout
 
 
@@ -106,6 +106,7 @@ def test_quantize_writes_a_model_that_loads(tmp_path):
         ("--config.quantt=1", "error: --config has no such key"),
         ("stray", "error: unexpected arguments stray; a setting is given as --config.key=value"),
         ("--config.quant.alphabet=9", "error: unknown alphabet '9'"),
+        ("--nonsense=1", "error: Unknown command line flag 'nonsense'"),
     ],
 )
 def test_mistakes_end_in_one_sentence(argument, message):
@@ -133,6 +134,11 @@ def test_mistakes_are_found_before_anything_runs(tmp_path, monkeypatch, settings
     monkeypatch.setattr(Experiment, "quantize", lambda *_: pytest.fail("it runs"))
     with pytest.raises((ValueError, OSError), match=message):
         quantize.main([])
+
+
+def test_exit_codes_tell_wrong_input_from_failure():
+    wrong = ValueError, FileNotFoundError, NotADirectoryError, PermissionError, ImportError
+    assert [common._exit_code(kind("why")) for kind in (*wrong, OSError, common.Failed)] == [2] * 5 + [1, 1]
 
 
 def convert(*arguments, home=None):
@@ -321,7 +327,7 @@ def test_row_scales_are_folded_before_quantizing(tmp_path, capsys):
     assert experiment.float_params(plain.quant, batches) is task.params
     done = experiment.quantize(scaled, results.LayerStore(tmp_path / "layers"))
     np.testing.assert_array_equal(done.params["blocks_0"]["norm1"]["scale"], start["blocks_0"]["norm1"]["scale"])
-    save_quantized(tmp_path / "quantized.safetensors", done.params, done.layers, done.places)
+    save_quantized(tmp_path / "quantized.safetensors", done)
     loaded, _ = load_quantized(tmp_path / "quantized.safetensors")
     jax.tree.map(np.testing.assert_array_equal, loaded, done.params)
 
