@@ -142,8 +142,8 @@ class Experiment:
 
     def _skipped_of(self, cell: Cell) -> dict[str, int]:
         """What of `skipped` concerns a cell, whatever was computed before it."""
-        concerns = {"test": True, "calibration": cell.quant is not None, "tuning": cell.tuning is not None}
-        return {name: count for name, count in self.skipped.items() if concerns[name]}
+        concerns = {"calibration": cell.quant is not None, "tuning": cell.tuning is not None, "test": True}
+        return {name: self.skipped[name] for name, concerned in concerns.items() if concerned}
 
     def check(self, cells: list[Cell]) -> None:
         """Raises ValueError for what can be known to fail before any cell runs.

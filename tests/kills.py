@@ -30,7 +30,12 @@ TINY = [
     "--config.table.rows=('rtn','comq')",
     "--config.table.alphabets=('2',)",
 ]
-DIGITS = ["--config=configs/digits.py", "--config.train.epochs=2", "--config.train.batch_size=512"]
+DIGITS = [
+    "--config=configs/digits.py",
+    "--config.train.epochs=2",
+    "--config.train.batch_size=512",
+    "--config.train.warmup_epochs=0.5",
+]
 SCRIPTS = {
     "tables": (tables.main, [*TINY, "--config.out={out}"]),
     "quantize": (quantize.main, [*TINY, "--config.out={out}"]),

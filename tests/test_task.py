@@ -123,7 +123,7 @@ def test_a_table_from_the_command_line(tmp_path, module):
     assert (tmp_path / "out" / "size.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_stopped_table_goes_on(tmp_path, module, monkeypatch):
+def test_a_stopped_table_goes_on(tmp_path, module, monkeypatch, capsys):
     # After each result a plot would take longer than these do.
     monkeypatch.setattr(tables.render, "plot", lambda *given: given[-1].write_bytes(b""))
     config = config_of(module, tmp_path / "out")
@@ -139,6 +139,17 @@ def test_a_stopped_table_goes_on(tmp_path, module, monkeypatch):
     again = path.read_text().splitlines()
     assert sorted(map(without_times, again)) == sorted(map(without_times, lines))
     assert again[:6] == lines[:6] and not any((tmp_path / "out" / "layers").iterdir())
+    # Other data of the same shapes: only the float model, which was not calibrated, is as it was.
+    others = dataclasses.replace(
+        task, calibration=lambda count, seed: [{**b, "x": -b["x"]} for b in task.calibration(count, seed)]
+    )
+    with_others = Experiment(config, others).provenance.add_to(grid.cells(config, others.fingerprint()))
+    capsys.readouterr()
+    assert list(tables.known(with_others, config)) == [cells[0].key]
+    said = rf"4 of the results in {path} have the same settings, but were made with calibration_data \w+ instead of \w+"
+    assert re.search(said, capsys.readouterr().out)
+    config.reuse = "any"
+    assert len(tables.known(with_others, config)) == 9
     settings = {cell.settings for cell in cells}
     config.seed = 1  # of the parameters, here
     assert not {c.settings for c in grid.cells(config, make_task(config).fingerprint())} & settings
