@@ -1,7 +1,6 @@
 """Where the layers of unfinished cells lie: layers/KEY below the run's folder, each with what it is about."""
 
 import contextlib
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from experiments import hosts
 from experiments.grid import Cell
 from experiments.provenance import taken
-from experiments.results import ABOUT, DELETED, LayerStore
+from experiments.results import ABOUT, DELETED, LayerStore, read_about
 from experiments.run_folder import RunFolder
 
 
@@ -56,7 +55,7 @@ def _folders(path: Path) -> list[tuple[Path, dict[str, Any]]]:
     """(folder, what its layers are about), the latest last."""
     found = sorted((path / "layers").glob(f"*/{ABOUT}"), key=lambda about: (about.stat().st_mtime_ns, about))
     return [
-        (about.parent, json.loads(about.read_text(encoding="utf-8")))
+        (about.parent, read_about(about, ("settings", "made_with")))
         for about in found
         if not about.parent.name.endswith(DELETED)
     ]

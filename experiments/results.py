@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from beacon_jax import LayerReport
 from beacon_jax.checkpoint import load_layer, save_layer
-from beacon_jax.disk import replace_text
+from beacon_jax.disk import disk_errors, replace_text
 from beacon_jax.evaluate import Measured
 from experiments import hosts
 from experiments.grid import Cell
@@ -79,6 +79,20 @@ def read_results(path: Path) -> list[Result]:
     return read_lines(path, Result.of_line)
 
 
+def read_about(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """The JSON of a file beside stored layers. ValueError, with the path, where it does not have these keys."""
+    with disk_errors(path, "read"):
+        held = path.read_bytes()
+    try:
+        said = json.loads(held)
+        complete = all(key in said for key in keys)
+    except (ValueError, TypeError):
+        complete = False
+    if not complete:
+        raise ValueError(f"{path} is damaged, or of another version of this script; remove its folder to go on")
+    return said
+
+
 class LayerStore:
     """The finished layers of one quantized model, each in a file of `folder`."""
 
@@ -108,9 +122,7 @@ class LayerStore:
     def load_choice(self) -> dict[str, Any] | None:
         """What `save_choice` kept, as the first process finds it; None where there is nothing."""
         path = self._folder / "choice.json"
-        return hosts.from_first(
-            json.loads(path.read_text(encoding="utf-8")) if hosts.first() and path.exists() else None
-        )
+        return hosts.from_first(read_about(path, ("rules", "shown")) if hosts.first() and path.exists() else None)
 
     def load(self) -> dict[str, tuple]:
         """{layer name: (report, quantized kernel)} of all that is kept, as the first process finds it."""

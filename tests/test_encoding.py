@@ -49,7 +49,7 @@ from experiments.results import LayerStore
 def main(_):
     out = Path(sys.argv[0]).parent
     append_line(out / "lines.jsonl", {"row": "Beacon – ‖XW‖²"})
-    LayerStore(out / "layers").save_choice({"β": 1})
+    LayerStore(out / "layers").save_choice({"rules": [], "shown": "β"})
     print(len(read_lines(out / "lines.jsonl", dict)), "± 2 × – ‖β‖", LayerStore(out / "layers").load_choice())
     raise ValueError("größer als β")
 

@@ -110,3 +110,17 @@ def test_layers_of_finished_results_are_removed(tmp_path):
         open_store(folder, with_jax("2"), "same").clear()
         open_store(folder, with_jax("2"), "same").clear()
         assert not list((tmp_path / "layers").iterdir())
+
+
+@pytest.mark.parametrize("held", [b"", b"{", b"[]", b'{"settings": "x"}', b"\xff"])
+def test_damaged_files_beside_layers_are_named(tmp_path, held):
+    with RunFolder(tmp_path) as folder:
+        store = open_store(folder, CELL, "same")
+        store.save(*LAYER)
+        for name, read in (("about", lambda: open_store(folder, CELL, "same")), ("choice", store.load_choice)):
+            path = tmp_path / "layers" / CELL.quant_key / f"{name}.json"
+            path.write_bytes(held)
+            with pytest.raises(
+                ValueError, match=rf"{path} is damaged, or of another version of this script; remove its"
+            ):
+                read()
