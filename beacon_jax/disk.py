@@ -98,6 +98,6 @@ def try_place(path: str | os.PathLike, size: int = 2**16) -> None:
             statistics = os.statvfs(path.parent)
             free = statistics.f_bavail * statistics.f_frsize
             if free < size:
-                raise OSError(f"it takes up to {size:,} bytes, and there are {free:,} left on its disk")
+                raise OSError(f"up to {size:,} bytes are wanted, and {free:,} are left on its disk")
         finally:
             trial.unlink(missing_ok=True)

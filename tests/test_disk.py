@@ -48,7 +48,7 @@ def test_a_place_is_tried_and_left_as_it_was(tmp_path, monkeypatch):
     for name in ("a", "b/c"):
         try_place(tmp_path / name)
     assert (tmp_path / "a").read_bytes() == b"here" and list((tmp_path / "b").iterdir()) == []
-    with pytest.raises(OSError, match=r"cannot write .*: it takes up to 9,\d{3}.* bytes, and there are .* left"):
+    with pytest.raises(OSError, match=r"cannot write .*: up to 9,\d{3}.* bytes are wanted, and .* are left"):
         try_place(tmp_path / "a", size=9_000_000_000_000_000_000)
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(FULL))
     with pytest.raises(OSError, match=r"cannot write .*/d: No space left on device"):
