@@ -1,10 +1,11 @@
-"""Scripts killed at random and started again: python -m tests.kills 100
+"""Scripts killed at random and started again: python -m tests.kills --count=100
 
 Each kill is a SIGKILL before a file is opened, renamed or removed or a folder made, in the middle of a write, or at a
 random moment. After a few kills the script runs to its end, and what it then leaves must be what a run that was never
 killed leaves: every line and file the same but for times, nothing more, and no traceback on the way.
 """
 
+import argparse
 import itertools
 import json
 import os
@@ -149,7 +150,7 @@ def kill_once(name: str, out: Path, log: Path, rng: random.Random, usual: float)
     return how, wait(process)
 
 
-def run(kills: int, folder: Path, names=tuple(SCRIPTS), seed: int = 0) -> str:
+def run(kills: int, folder: Path, names: list[str], seed: int) -> str:
     """Kills as often as asked, in turns by script. AssertionError where something is lost, mixed or left."""
     (folder / "killed.py").write_text(MODULE, encoding="utf-8")
     sys.path.insert(0, str(folder))
@@ -182,10 +183,15 @@ def run(kills: int, folder: Path, names=tuple(SCRIPTS), seed: int = 0) -> str:
         assert found.keys() == reference[name].keys(), (name, found.keys() ^ reference[name].keys())
         wrong = [path for path, held in found.items() if held != reference[name][path]]
         assert not wrong, (name, how, wrong, [_differences(found[path], reference[name][path]) for path in wrong])
+        print(f"{total} kills", flush=True)
     return f"{total} kills of {', '.join(names)}: nothing lost, mixed or left"
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
-        count = int(sys.argv[1]) if len(sys.argv) > 1 else 100
-        print(run(count, Path(temporary), tuple(sys.argv[2:]) or tuple(SCRIPTS)))
+        parser = argparse.ArgumentParser(description=__doc__)
+        parser.add_argument("--count", type=int, default=100)
+        parser.add_argument("--seed", type=int, default=0)
+        parser.add_argument("--scripts", nargs="*", default=list(SCRIPTS), choices=list(SCRIPTS))
+        given = parser.parse_args()
+        print(run(given.count, Path(temporary), given.scripts, given.seed))
