@@ -129,7 +129,7 @@ def _has_offset(method: str, alphabet: tuple[float, ...], options: tuple[tuple[s
 
 
 def _checked_alphabets(alphabets: Any) -> tuple[Alphabet, ...]:
-    if isinstance(alphabets, (str, float, int)) or not hasattr(alphabets, "__len__") or len(alphabets) < 2:
+    if isinstance(alphabets, str) or not isinstance(alphabets, (Sequence, np.ndarray)) or len(alphabets) < 2:
         raise ValueError(f"alphabets are at least two to choose from, such as ('2', '3', '4'), got {alphabets!r}")
     levels = [make_alphabet(alphabet) for alphabet in alphabets]
     for i, own in enumerate(levels):

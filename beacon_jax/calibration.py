@@ -21,6 +21,7 @@ from beacon_jax.calibration_data import checked_batch, checked_weights
 from beacon_jax.devices import Placement
 from beacon_jax.execution import Execution
 from beacon_jax.float_stats import Fingerprint
+from beacon_jax.graph.bias import Factor
 from beacon_jax.graph.layers import Layer, Use
 from beacon_jax.graph.model import Model, Signature
 from beacon_jax.graph.program import Unsupported
@@ -204,10 +205,21 @@ class Calibration:
         """Adds (C,), or (E, C), to a layer's bias there. ValueError where it has none."""
         if layer.name not in self.model.biases:
             raise ValueError(f"layer {layer.name}: the method changes its bias, but it has none of its own")
-        number = self.model.biases[layer.name]
-        bias = np.asarray(self.quantized[number])
-        changed = bias.astype(np.float64) + np.asarray(change, np.float64).reshape(bias.shape)
-        self._replace(number, changed.astype(bias.dtype))
+        own = self.model.biases[layer.name]
+        bias, change = np.asarray(self.quantized[own.leaf]), np.asarray(change, np.float64)
+        for factor in own.factors:
+            change = change * self._value(factor).reshape(change.shape) ** factor.power
+        changed = bias.astype(np.float64) + change.reshape(bias.shape)
+        self._replace(own.leaf, changed.astype(bias.dtype))
+
+    def _value(self, factor: Factor) -> np.ndarray:
+        """A factor of a layer's outputs, one for each, as the parameters are by now."""
+        program = self.model.first.program
+        made = piece(program, (), (factor.variable,))
+        leaves = [self.quantized[v] for v in made.leaves]
+        (value,) = jax.jit(made)(leaves, [], [program.constants[v] for v in made.constants])
+        index = tuple(slice(None) if a in factor.axes else 0 for a in range(value.ndim))
+        return np.asarray(value[index], np.float64)
 
     def _replace(self, leaf: int, value: np.ndarray) -> None:
         on_mesh = self.placement.mesh is not None

@@ -115,16 +115,25 @@ def balance_rows(model: Any, params: Any, batch: Any, layers: str = ".*") -> Bal
     before = {layer.name: _spread(_kernel(layer, values)) for layer in wanted}
     found = find_folds(program, every, wanted)
     folded: dict[str, FoldedRows] = {}
+    reasons = dict(found.reasons)
     for fold in found.folds:
         r = _factors(fold, {layer.name for layer in wanted}, values)
-        into = _multiply(fold, r, values, program.leaves)
+        scaled = list(values)
+        with np.errstate(over="ignore"):  # looked at next
+            into = _multiply(fold, r, scaled, program.leaves)
+            for layer, labels in fold.rows:
+                _scale(layer, 1 / r[labels][..., None], scaled)
+        beyond = _beyond_range(scaled, values, program.leaves)
+        if beyond:
+            reasons |= {layer.name: beyond for layer, _ in fold.rows}
+            continue
+        values = scaled
         for layer, labels in fold.rows:
-            _scale(layer, 1 / r[labels][..., None], values)
-            earlier = folded.get(layer.name, FoldedRows((), np.ones(labels.shape), found.reasons.get(layer.name, "")))
+            earlier = folded.get(layer.name, FoldedRows((), np.ones(labels.shape), reasons.get(layer.name, "")))
             folded[layer.name] = FoldedRows((*earlier.into, *into), earlier.factors * r[labels], earlier.note)
     values = [_like(new, old) for new, old in zip(values, given, strict=True)]
     spread = {layer.name: Spread(before[layer.name], _spread(_kernel(layer, values))) for layer in wanted}
-    left = {layer.name: found.reasons[layer.name] for layer in wanted if layer.name not in folded}
+    left = {layer.name: reasons[layer.name] for layer in wanted if layer.name not in folded}
     return BalancedRows(jax.tree.unflatten(structure, values), spread, folded, left)
 
 
@@ -186,6 +195,14 @@ def _multiply(fold: Fold, r: np.ndarray, values: list[Any], paths: Sequence[str]
 def _scale(layer: Layer, factors: np.ndarray, values: list[Any]) -> None:
     kernel = layer.place.read(values[layer.leaf]).astype(np.float64)
     values[layer.leaf] = layer.place.write(values[layer.leaf], kernel * factors)
+
+
+def _beyond_range(new: Sequence[Any], old: Sequence[Any], paths: Sequence[str]) -> str:
+    """Why values cannot be scaled so: what becomes infinite in its dtype; "" where nothing does."""
+    for a, b, path in zip(new, old, paths, strict=True):
+        if a is not b and not np.isfinite(np.asarray(a, np.float64)).all():
+            return f"{path} would pass the range of {np.asarray(b).dtype}"
+    return ""
 
 
 def _like(new: Any, old: Any) -> Any:

@@ -111,7 +111,7 @@ def get_config() -> ConfigDict:
     config.table.seeds = ()  # of the calibration examples; several give mean and deviation; () for config.seed
     config.table.calibration_images = ()  # several numbers give a row each; () for data.calibration_images
     config.table.sweeps = ()  # likewise, for methods with sweeps; () for the method's own number
-    config.table.sweeps_at = ()  # (alphabet, sweeps) pairs: Beacon's number of sweeps at some alphabets
+    config.table.sweeps_at = ()  # (alphabet, sweeps) pairs: Beacon's number of sweeps in the columns of some alphabets
     config.table.published = ()  # (row's title, alphabet, main metric) of the paper, shown next to what is measured
     config.table.published_model = ""  # the model that these numbers are of; they are not shown with another
 

@@ -140,15 +140,28 @@ class Lines:
     def error(self, title: str, alphabet: str) -> str:
         """The mean over the seeds, and how it compares with Beacon's of the same seeds."""
         own, base = self.at(title, alphabet, "error"), self.at(BASE, alphabet, "error")
-        ratios = [own[seed] / base[seed] for seed in own if seed in base]
-        change = f" ({100 * np.mean(ratios) - 100:+.0f} %)" if ratios else ""
+        ratios = [100 * own[seed] / base[seed] - 100 for seed in own if seed in base]
+        spread = f" ± {_standard_error(ratios):.1f}" if len(ratios) > 1 and title != BASE else ""
+        change = f" ({np.mean(ratios):+.0f}{spread} %)" if ratios else ""
         return f"{np.mean(list(own.values())):.5f}{change}" if own else "–"
 
     def number(self, title: str, alphabet: str, *keys, form: str) -> str:
-        """The mean over the seeds, with its standard error where there are several."""
-        own = list(self.at(title, alphabet, *keys).values())
-        spread = f" ± {np.std(own, ddof=1) / len(own) ** 0.5:{form}}" if len(own) > 1 else ""
-        return f"{np.mean(own):{form}}{spread}" if own else "–"
+        """The mean over the seeds; with several its standard error, and in brackets the mean difference from Beacon's
+        of the same seeds with the standard error of that.
+        """
+        own, base = self.at(title, alphabet, *keys), self.at(BASE, alphabet, *keys)
+        if not own:
+            return "–"
+        values = list(own.values())
+        if len(values) == 1:
+            return f"{values[0]:{form}}"
+        change = [own[seed] - base[seed] for seed in own if seed in base]
+        paired = f" ({np.mean(change):+{form}} ± {_standard_error(change):{form}})" if len(change) > 1 else ""
+        return f"{np.mean(values):{form}} ± {_standard_error(values):{form}}{'' if title == BASE else paired}"
+
+
+def _standard_error(values: list[float]) -> float:
+    return float(np.std(values, ddof=1) / len(values) ** 0.5)
 
 
 def markdown(lines: list[dict], metrics) -> str:

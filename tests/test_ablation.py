@@ -23,8 +23,9 @@ def test_tables_pair_seeds():
         line("+ bias", 1, 0.3, 95.0),
     ]
     here = ablation.Lines(lines, "float")
-    assert here.error("+ bias", "2") == "0.20000 (-38 %)"  # the mean of one half and three quarters
-    assert here.number("+ bias", "2", "metrics", "top1", 0, form=".2f") == "93.00 ± 2.00"
+    assert here.error("+ bias", "2") == "0.20000 (-38 ± 12.5 %)"  # the mean of one half and three quarters
+    assert here.number("+ bias", "2", "metrics", "top1", 0, form=".2f") == "93.00 ± 2.00 (+2.00 ± 1.00)"
+    assert here.number("Beacon", "2", "metrics", "top1", 0, form=".2f") == "91.00 ± 1.00"
     assert here.error("COMQ", "2") == here.number("COMQ", "2", "seconds", form=".1f") == "–"
     assert here.titles == ["Beacon", "+ bias"] and not ablation.Lines(lines, "both").lines
 

@@ -266,6 +266,7 @@ def test_the_table_in_words(plan):
         (math.nan, ALPHABETS, "bits_per_parameter must be positive and finite, got nan"),
         ("6", ALPHABETS, "bits_per_parameter is a number, got '6'"),
         (BUDGET, ("2",), r"alphabets are at least two to choose from, such as .*, got \('2',\)"),
+        (BUDGET, {"2"}, r"alphabets are at least two to choose from, such as .*, got \{'2'\}"),
         (BUDGET, "2", "alphabets are at least two to choose from, such as .*, got '2'"),
         (BUDGET, ("2", "9"), "unknown alphabet '9'"),
         (BUDGET, ("2", "3", 2), "the alphabets '2' and 2 are the same"),

@@ -123,6 +123,15 @@ def test_the_arrays_stay_of_their_kind(params, rng, dtype):
         np.testing.assert_allclose(new, old, atol=np.abs(old).max() * (1e-5 if dtype == "float32" else 3e-2))
 
 
+def test_what_would_pass_the_range_of_float16_stays(params, rng):
+    params = jax.tree.map(lambda a: jnp.asarray(a, "float16"), params)
+    params["scale"] = params["scale"].at[2].set(6e4)  # and its row is the largest by far
+    params["w"] = params["w"].at[2].multiply(50)
+    result = balance_rows(mlp, params, jnp.asarray(rng.normal(size=(7, N)), "float16"))
+    assert result.left["w"] == result.left["v"] == "scale would pass the range of float16"
+    assert changed(params, result) == set() and "w" not in result.folded
+
+
 def test_rows_of_a_channel_count_together(rng, x64):
     """A convolution's rows are channels × positions; of a depthwise one, which gains nothing, each group has one."""
 

@@ -1,60 +1,185 @@
-"""The bias of a layer: a parameter with an element for each output, added to its products and used nowhere else."""
+"""The bias of a layer: a parameter with an element for each output, added to its products and used nowhere else.
 
+Between the product and the addition there may be shifts and factors of each output that come of parameters alone, as of
+a BatchNorm with running statistics: its bias is then the layer's, times these factors.
+"""
+
+import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Sequence
 
-from beacon_jax.graph.layers import Layer
-from beacon_jax.graph.program import Program
+from beacon_jax.graph.layers import Layer, Use
+from beacon_jax.graph.program import Equation, Program
+from beacon_jax.graph.views import ConvView
 
-_MOVES = ("reshape", "transpose", "squeeze", "convert_element_type", "copy")  # of a product on its way to the addition
-_SPREADS = (*_MOVES, "broadcast_in_dim")  # of a bias
+_CASTS = ("convert_element_type", "copy")
+_SPREADS = (*_CASTS, "reshape", "transpose", "squeeze", "broadcast_in_dim")  # of a bias
+_SUMS = ("add", "add_any", "sub")
 
 
-def find_biases(program: Program, layers: Sequence[Layer]) -> dict[str, int]:
-    """{layer name: number of its bias's leaf}, of the layers that have one."""
+@dataclasses.dataclass(frozen=True)
+class Factor:
+    """What a product is multiplied by, or divided: a variable, which of its axes are the outputs', +1 or −1."""
+
+    variable: int
+    axes: tuple[int, ...]
+    power: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Bias:
+    """The number of a bias's leaf, and the factors between the product and its addition."""
+
+    leaf: int
+    factors: tuple[Factor, ...] = ()
+
+
+def find_biases(program: Program, layers: Sequence[Layer]) -> dict[str, Bias]:
+    """{layer name: its bias}, of the layers that have one."""
     readers: dict[int, list[int]] = defaultdict(list)
     for position, equation in enumerate(program.equations):
         for v in equation.reads:
             readers[v].append(position)
-    sources = _sources(program, readers)
+    sources, additions = _sources(program)
     found = {}
     for layer in layers:
-        biases = {_added(program, readers, sources, use.position) for use in layer.uses}
-        *groups, _, outputs = layer.shape
+        biases = {_added(program, readers, sources, use, layer) for use in layer.uses}
         if len(biases) == 1 and all(use.part is None for use in layer.uses):
             (bias,) = biases
-            if bias is not None and program.avals[bias].size == math.prod(groups) * outputs:
+            # Added to something else as well, it is not the layer's alone.
+            if bias is not None and additions[bias.leaf] == len(layer.uses):
                 found[layer.name] = bias
-    shared = list(found.values())
-    return {name: bias for name, bias in found.items() if shared.count(bias) == 1}
+    return found
 
 
-def _sources(program, readers):
-    """{variable: leaf} of what is one leaf, laid out or repeated, and read by additions alone."""
+def _sources(program):
+    """{variable: leaf} of what is one leaf, laid out or repeated, and only added; {leaf: number of additions}."""
     sources = {i: i for i in range(len(program.leaves))}
     spoiled = {v for v in program.outputs if isinstance(v, int) and v in sources}
+    additions: dict[int, int] = defaultdict(int)
     for equation in program.equations:
         for v in equation.reads:
             if v not in sources:
                 continue
-            if equation.name in _SPREADS:
+            if equation.name in _SPREADS and not _permutes(program, equation):
                 sources[equation.outputs[0]] = sources[v]
-            elif equation.name not in ("add", "add_any"):
+            elif equation.name in ("add", "add_any"):
+                additions[sources[v]] += 1
+            else:
                 spoiled.add(sources[v])
-    return {v: leaf for v, leaf in sources.items() if leaf not in spoiled}
+    return {v: leaf for v, leaf in sources.items() if leaf not in spoiled}, additions
 
 
-def _added(program, readers, sources, position) -> int | None:
-    """The leaf that is added to the product at this position, and to nothing else of it."""
-    v = program.equations[position].outputs[0]
-    while len(readers[v]) == 1 and v not in program.outputs:
+def _permutes(program, equation: Equation) -> bool:
+    """Whether an equation puts the elements of its operand in another order."""
+    shape = program.avals[equation.reads[0]].shape
+    return equation.name == "transpose" and sum(n > 1 for n in shape) > 1
+
+
+def _added(program, readers, sources, use: Use, layer: Layer) -> Bias | None:
+    """What is added to the product of a use, and to nothing else of it."""
+    *groups, _, outputs = layer.shape
+    size = math.prod(groups) * outputs
+    _, data = program.depends
+    v, axes = program.equations[use.position].outputs[0], _output_axes(program, use)
+    factors: list[Factor] = []
+    while axes is not None and len(readers[v]) == 1 and v not in program.outputs:
         equation = program.equations[readers[v][0]]
-        if equation.name in _MOVES:
-            v = equation.outputs[0]
-        elif equation.name in ("add", "add_any"):
-            (other,) = [a for a in equation.inputs if a != v] or [None]
-            return sources.get(other) if isinstance(other, int) else None
+        if equation.name in (*_SUMS, "mul", "div"):
+            other = _other(equation, v)
+            if other is None or data[other] or not _varies_along(program, other, axes):
+                return None
+            if equation.name in ("mul", "div"):
+                factors.append(Factor(other, axes, -1 if equation.name == "div" else 1))
+            elif other in sources and program.avals[sources[other]].size == size and equation.name != "sub":
+                return Bias(sources[other], tuple(factors))
         else:
-            return None
+            axes = _moved(program, equation, axes)
+        v = equation.outputs[0]
     return None
+
+
+def _other(equation: Equation, v: int) -> int | None:
+    """The other operand; None where there is none, or v is what is subtracted or divided by."""
+    first, second = equation.inputs
+    if first == v and isinstance(second, int) and second != v:
+        return second
+    return first if equation.name in ("add", "add_any", "mul") and isinstance(first, int) and second == v else None
+
+
+def _output_axes(program, use: Use) -> tuple[int, ...]:
+    """The axes of a product along which the kernel's groups and outputs lie."""
+    if isinstance(use.view, ConvView):
+        return (use.view.dimension_numbers.out_spec[1],)
+    batch, _, free = use.view.kernel
+    _, _, rows = use.view.inputs
+    kernel_first = program.equations[use.position].inputs[1] == use.operand
+    start = len(batch) + (0 if kernel_first else len(rows))
+    return (*range(len(batch)), *range(start, start + len(free)))
+
+
+def _moved(program, equation: Equation, axes) -> tuple[int, ...] | None:
+    """Where the axes are after an equation that moves elements about; None where that is no such, or they are lost."""
+    if equation.name in _CASTS:
+        return axes
+    if equation.name == "transpose":
+        moved = tuple(equation.params["permutation"].index(a) for a in axes)
+        return moved if list(moved) == sorted(moved) else None
+    if equation.name not in ("reshape", "squeeze"):
+        return None
+    old, new = (program.avals[v].shape for v in (equation.inputs[0], equation.outputs[0]))
+    found = [_block(old, new, a) for a in _runs(axes)]
+    return None if None in found else tuple(a for block in found for a in block)
+
+
+def _runs(axes):
+    """Axes one after another, together."""
+    runs: list[list[int]] = []
+    for a in axes:
+        if runs and runs[-1][-1] == a - 1:
+            runs[-1].append(a)
+        else:
+            runs.append([a])
+    return runs
+
+
+def _block(old, new, run) -> tuple[int, ...] | None:
+    """The axes of the shape `new` that hold what the run of axes of `old` does; None where others are among them."""
+    before, size = math.prod(old[: run[0]]), math.prod(old[a] for a in run)
+    for start in range(len(new)):
+        if math.prod(new[:start]) != before or new[start] == 1:
+            continue
+        for stop in range(start + 1, len(new) + 1):
+            if math.prod(new[start:stop]) == size:
+                return tuple(range(start, stop))
+    return () if size == 1 else None
+
+
+def _varies_along(program, v: int, axes) -> bool:
+    """Whether a variable of the product's shape is the same along all other axes, as far as broadcasts tell."""
+    return _varying(program, v) <= set(axes)
+
+
+def _varying(program, v: int) -> set[int]:
+    """The axes along which a variable may vary."""
+    shape = program.avals[v].shape
+    whole = {a for a, n in enumerate(shape) if n > 1}
+    if v not in program.made_by:
+        return whole
+    equation = program.equations[program.made_by[v]]
+    inputs = [a for a in equation.inputs if isinstance(a, int)]
+    if equation.name == "broadcast_in_dim" and inputs:
+        dimensions = equation.params["broadcast_dimensions"]
+        return {dimensions[a] for a in _varying(program, inputs[0])}
+    if all(program.avals[a].shape == shape for a in inputs) and len(equation.outputs) == 1 and equation.name in _EACH:
+        return set().union(*(_varying(program, a) for a in inputs)) if inputs else set()
+    if equation.name in ("reshape", "squeeze") and inputs:
+        old = program.avals[inputs[0]].shape
+        blocks = [_block(old, shape, [a]) for a in sorted(_varying(program, inputs[0]))]
+        return whole if None in blocks else {a for block in blocks for a in block}
+    return whole
+
+
+# Equations that work on each element for itself.
+_EACH = (*_CASTS, "add", "add_any", "sub", "mul", "div", "rsqrt", "sqrt", "neg", "max", "integer_pow", "exp", "square")

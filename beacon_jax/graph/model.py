@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from beacon_jax.graph.bias import find_biases
+from beacon_jax.graph.bias import Bias, find_biases
 from beacon_jax.graph.layers import Found, Layer, find_layers
 from beacon_jax.graph.program import Program, Unsupported, leaf_names
 from beacon_jax.graph.residual import find_residuals
@@ -97,8 +97,8 @@ class Model:
         return "\n".join(parts)
 
     @functools.cached_property
-    def biases(self) -> dict[str, int]:
-        """{layer name: number of its bias's leaf}, of the layers that have one."""
+    def biases(self) -> dict[str, Bias]:
+        """{layer name: its bias}, of the layers that have one."""
         return find_biases(self.first.program, self.layers)
 
     @property
