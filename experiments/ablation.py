@@ -214,6 +214,7 @@ def main(_):
 
 def run(config, folder: RunFolder, todo: list[tuple]) -> str:
     """Runs what is missing in the folder's lines; returns the tables."""
+    folder.try_files(LINES, TABLE)
     found = read_lines(folder.path / LINES, _checked)
     ablation = Ablation(config, folder)
     about = dict(identity=ablation.task.fingerprint(), dtype=config.execution.forward_dtype)

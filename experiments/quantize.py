@@ -51,6 +51,7 @@ def _quantize(config, folder: RunFolder) -> None:
     task = make_task(config)
     cell = single_cell(config, task.fingerprint())
     experiment = Experiment(config, task, folder)
+    folder.try_files(MODEL, LINES)
     experiment.check([cell])
     (cell,) = experiment.provenance.add_to([cell])
     out = folder.path

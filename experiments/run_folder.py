@@ -59,6 +59,11 @@ class RunFolder:
                 "the same command starts again"
             )
 
+    def try_files(self, *names: str) -> None:
+        """Raises OSError where one of these files of the folder could not be written."""
+        for name in names if hosts.first() else ():
+            try_place(self.path / name)
+
     def append(self, name: str, line: Mapping[str, Any]) -> None:
         """Adds a line to a file of the folder. OSError as `check` and `append_line`."""
         self.check()

@@ -116,6 +116,7 @@ def main(_):
         grid = cells(config, task.fingerprint())
         experiment = Experiment(config, task, folder)
         if folder is not None:
+            folder.try_files(LINES, "table.md", "table.csv", f"{task.main}.png")
             experiment.check(grid)
         grid = experiment.provenance.add_to(grid)
         results, failures = known(grid, config), []

@@ -73,6 +73,15 @@ def test_places_that_are_no_folders(tmp_path, place, message):
         pass
 
 
+def test_files_of_a_folder_are_tried(tmp_path):
+    (tmp_path / "table.md").mkdir()
+    with RunFolder(tmp_path) as folder:
+        folder.try_files("results.jsonl", "table.csv")
+        with pytest.raises(IsADirectoryError, match=r"cannot write .*table\.md: a folder is in its place"):
+            folder.try_files("results.jsonl", "table.md")
+    assert [path.name for path in tmp_path.iterdir()] == ["table.md"]
+
+
 CELL = Cell("RTN", "2", 0, 8, {"method": "rtn"}, None, "settings", "quantized", {"jax": "1", "test_data": "a"})
 REPORT = LayerReport("fc", "dense", (2, 1), "rtn", "2", 0.1, 0.9, 0.9, 0, 4, 0.0, 1.0)
 MATRIX = QuantizedMatrix(
