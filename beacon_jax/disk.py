@@ -1,6 +1,7 @@
 """Writing files so that they are there whole or not at all, and what the disk says as one sentence with the path."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,12 +14,13 @@ def disk_errors(path: str | os.PathLike, doing: str = "write") -> Iterator[None]
     """An OSError inside becomes one that says what went wrong with which path.
 
     Its class stays, but FileNotFoundError is for what was to be read: a folder that is gone while a file is written is
-    no mistake of whoever named it.
+    no mistake of whoever named it. A file system that is read-only is PermissionError.
     """
     try:
         yield
     except OSError as error:  # which has no path where a disk is full
         kind = OSError if isinstance(error, FileNotFoundError) and doing != "read" else type(error)
+        kind = PermissionError if error.errno == errno.EROFS else kind
         raise kind(f"cannot {doing} {path}: {error.strerror or error}") from error
 
 

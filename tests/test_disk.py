@@ -54,3 +54,6 @@ def test_a_place_is_tried_and_left_as_it_was(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"cannot write .*/d: No space left on device"):
         try_place(tmp_path / "d")
     assert not list(tmp_path.glob("*.partial"))
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.EROFS, "Read-only file system")))
+    with pytest.raises(PermissionError, match=r"cannot write .*/d: Read-only file system"):
+        try_place(tmp_path / "d")
