@@ -175,7 +175,7 @@ def _layer_errors(apply, params, batches, spec, budget, given) -> tuple[dict[str
     errors: dict[str, list[float]] = {name: [] for name in budget.layers}
     fixed, middle = {}, None
     for i, alphabet in enumerate(budget.alphabets):
-        own = dataclasses.replace(with_alphabet(spec, alphabet), calibrate_on="float")
+        own = _on_float(with_alphabet(spec, alphabet))
         done = quantize(apply, params, batches, own, finished=fixed, **given)
         left = [name for name in budget.layers if name not in done.layers]
         if left:
@@ -191,6 +191,16 @@ def _layer_errors(apply, params, batches, spec, budget, given) -> tuple[dict[str
         if i == _middle(budget):
             middle = done
     return errors, middle
+
+
+def _on_float(spec: QuantSpec) -> QuantSpec:
+    """The spec calibrated on the float model, whose residual stream has not changed: there is none to aim at."""
+
+    def without(options):
+        return None if options is None else {key: value for key, value in options.items() if key != "residual"}
+
+    rules = tuple(dataclasses.replace(rule, options=without(rule.options)) for rule in spec.rules)
+    return dataclasses.replace(spec, calibrate_on="float", options=without(spec.options), rules=rules)
 
 
 def _middle(budget: BitBudget) -> int:

@@ -158,6 +158,10 @@ class Calibration:
             raise self._lost[layer]
         return self._counts[layer]
 
+    def without_influence(self, layer: str) -> bool:
+        """Whether rows are to count by their influence, and those of this layer have none."""
+        return self._influence is not None and self._influence.none(layer)
+
     def statistics(
         self, stage: int, group: int, *, known: GramStats | None = None, leave: bool = False, residual: bool = False
     ) -> tuple[GramStats, float]:

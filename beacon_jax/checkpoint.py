@@ -112,6 +112,9 @@ def named_leaves(params: Any) -> dict[str, Any]:
 def tree_of(path: str | os.PathLike, leaves: Mapping[str, Any], like: Any) -> Any:
     """A nested dict of named leaves, or a pytree of the structure of `like`. ValueError where they do not fit that."""
     if like is None:
+        inner = {name[:i] for name in leaves for i, letter in enumerate(name) if letter == "/"}
+        if both := sorted(inner & leaves.keys()):
+            raise ValueError(f"{path} holds parameters below {both[0]!r}, and one of that name; give `like`")
         return unflatten_dict(dict(leaves), sep="/")
     expected = {name: np.shape(a) for name, a in named_leaves(like).items()}
     wrong = sorted(set(expected.items()) ^ {(name, a.shape) for name, a in leaves.items()})

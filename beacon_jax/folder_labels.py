@@ -122,6 +122,10 @@ def _split_folder(tree, base: str, split: str, root: str) -> tuple[str, list[str
     own = train if split == "train" else test
     if own is None:
         expected = " or ".join(FOLDERS[split])
+        if alias := next((alias for alias in FOLDERS[split] if alias in labelled), None):
+            known, strange = (", ".join(sorted(_classes(tree, folder))[:3]) for folder in (train, labelled[alias]))
+            own, other = join(root, labelled[alias]), join(root, train)
+            raise ValueError(f"{own} holds none of the classes of {other}: {strange}, and there {known}")
         found = ", ".join(sorted(labelled.values()))
         raise ValueError(f"{root} has no folder {expected} with the classes of the {split} split; it has {found}")
     in_use = [folder for folder in (train, test) if folder is not None]

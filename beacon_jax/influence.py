@@ -92,13 +92,17 @@ class Influence:
         """(m,), or (E, m) with groups, float32 weights of the rows of a layer's use in batch i, 1 on average.
 
         Half of each is the same for all rows, half in proportion to the root of the influence. Layers that share
-        inputs share weights.
+        inputs share weights. All are 1 where no row has influence.
         """
         total, count = self._sums[layer]
         own = self._roots[i][use.operand, use.view.rows_form]
         mean = np.asarray(total / max(count, 1e-300))[..., None]
         relative = np.where(mean > 0, own / np.where(mean > 0, mean, 1), 1.0)
         return (UNIFORM + (1 - UNIFORM) * relative).astype(np.float32)
+
+    def none(self, layer: str) -> bool:
+        """Whether no row of a layer has any influence on the outputs, as behind jax.lax.stop_gradient."""
+        return not np.any(self._sums[layer][0])
 
 
 def _products(traced: Traced) -> dict[int, tuple[str, Use]]:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import numbers
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -79,8 +80,13 @@ class NormTuning:
             if value not in known:
                 raise ValueError(f"unknown {what} {value!r} of norm tuning; expected one of {', '.join(known)}")
         for what in ("steps", "check_every", "patience"):
-            if getattr(self, what) < 1:
-                raise ValueError(f"{what} of norm tuning must be at least 1, got {getattr(self, what)}")
+            value = getattr(self, what)
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+                raise ValueError(f"{what} of norm tuning must be an integer of at least 1, got {value!r}")
+        for what in ("held_out", "learning_rate", "weight_decay"):
+            value = getattr(self, what)
+            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
+                raise ValueError(f"{what} of norm tuning must be a finite number of at least 0, got {value!r}")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out of norm tuning is a fraction between 0 and 1, got {self.held_out}")
         if not self.learning_rate > 0:
@@ -159,12 +165,14 @@ def tune_norms(
         losses = [map(float, _held_out(parts, rest, example, static)) for _, example in data.split()]
         losses = [(loss, amount) for loss, amount in losses if amount > 0]
         if not losses:
-            raise ValueError("norm tuning needs at least one batch of two examples, to train on and to hold out")
+            raise ValueError(
+                "norm tuning needs at least one batch of two examples of positive weight, to train on and to hold out"
+            )
         return sum(amount * loss for loss, amount in losses) / sum(amount for _, amount in losses)
 
     before = best_loss = held_out_loss(parts)
     if not math.isfinite(before):
-        raise ValueError("the outputs of the model to be tuned are not all finite")
+        raise ValueError("the outputs of the model to be tuned, or of the float model, are not all finite")
     best, best_step, state = parts, 0, _optimizer(tuning).init(parts)
     epochs = (data.split() for _ in itertools.count())
     training = (part for part, _ in itertools.chain.from_iterable(epochs))

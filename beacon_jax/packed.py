@@ -96,13 +96,15 @@ def pack_params(params: Any, layers: Mapping[str, QuantizedMatrix], places: Mapp
       A pytree of the same structure; `dequantize` gives `params` back, to the last bit.
 
     Raises:
-      ValueError: a layer whose leaf is not in the tree, or whose kernel there is not the one quantized: it was changed
-        afterwards, and the change would be lost.
+      ValueError: a layer that has no place, or whose leaf is not in the tree, or whose kernel there is not the one
+        quantized: it was changed afterwards, and the change would be lost.
     """
     leaves, structure = jax.tree.flatten(params)
     index = {name: i for i, name in enumerate(leaf_names(params))}
     by_leaf: dict[str, list[str]] = {}
     for name in layers:
+        if name not in places:
+            raise ValueError(f"layer {name!r} has no place among {len(places)}")
         leaf, _ = places[name]
         if leaf not in index:
             raise ValueError(f"layer {name!r} has no parameter {leaf!r} in the tree")

@@ -32,6 +32,7 @@ from beacon_jax.spec import LayerPlan, QuantSpec
 MANY_EQUATIONS = 20_000  # a transformer of 80 blocks has 7,000
 COSINE_SLACK = 1e-3  # of rounding
 RESIDUAL = "aimed at the residual stream, too"
+NO_INFLUENCE = "its rows have no influence that derivatives show, and count alike"
 RESIDUAL_ROWS = 20  # calibration rows for each input, without which a layer does not aim at the residual stream
 
 
@@ -183,10 +184,11 @@ def plan_layers(
 def _check_rows(layer: Layer, rows: int, examples: int, few_allowed: bool) -> None:
     inputs = layer.shape[-2]
     if rows < inputs and not few_allowed:
-        enough = f"use at least {-(-inputs * examples // rows)}, " if rows else ""
+        if not rows:
+            raise ValueError(f"none of the {examples} calibration examples gives {layer.name} a row of positive weight")
         raise ValueError(
             f"too few calibration examples: {examples} give {rows} rows for the {inputs} inputs of {layer.name}; "
-            f"{enough}or allow_few_rows=True"
+            f"use at least {-(-inputs * examples // rows)}, or allow_few_rows=True"
         )
 
 
@@ -287,6 +289,15 @@ class _Run:
             )
         return RESIDUAL
 
+    def _residual_note(self, name: str, names: list[str]) -> str:
+        """What the report of a layer of a group says of the residual stream."""
+        if not self.plan[name].reads_residual or name not in self.model.first.residuals:
+            return ""
+        return self._residual_of(names)
+
+    def _influence_note(self, name: str) -> str:
+        return NO_INFLUENCE if self.calibration.without_influence(name) else ""
+
     def _solve(self, names: list[str], stats: GramStats | None, seconds: float) -> None:
         """Quantizes a group's layers, in order, and puts them in place."""
         todo = sum(self._wanted([name]) for name in names)
@@ -301,7 +312,7 @@ class _Run:
                 except NothingToCalibrateOn as why:
                     self._keep(name, str(why))
                     continue
-                notes = report.note, self._residual_of(names) or ""
+                notes = report.note, self._residual_note(name, names), self._influence_note(name)
                 report = dataclasses.replace(report, note="; ".join(filter(None, notes)))
                 if self.float_stats is not None and self.spec.calibrate_on != "quantized":
                     self.float_stats.add(name, stats.float_part())
@@ -338,12 +349,14 @@ _OPTIONAL = {"sweeps": "sweeps", "fixed_points": "fixed_point"}
 
 def _report(layer, plan, kernel, matrix, note, stats, seconds) -> tuple[LayerReport, QuantizedMatrix]:
     error, cosine = output_error_and_cosines(kernel, matrix, stats)
-    if not (error >= 0 and jnp.isfinite(error)) or not (jnp.abs(cosine) <= 1 + COSINE_SLACK).all():
+    # In NumPy, where small sums need no compilation.
+    error, cosine, dead, rows = map(np.asarray, (error, cosine, stats.dead, stats.rows))
+    if not (error >= 0 and np.isfinite(error)) or not (np.abs(cosine) <= 1 + COSINE_SLACK).all():
         raise ValueError(
             f"layer {layer.name}: an output error of {float(error):.3g} and cosines up to "
-            f"{float(jnp.abs(cosine).max()):.3g} come of numbers beyond the statistics' {stats.dtype}"
+            f"{float(np.abs(cosine).max()):.3g} come of numbers beyond the statistics' {stats.dtype}"
         )
-    cosine = jnp.clip(cosine, -1, 1)
+    cosine = np.clip(cosine, -1, 1)
     report = LayerReport(
         layer=layer.name,
         kind=layer.kind,
@@ -353,8 +366,8 @@ def _report(layer, plan, kernel, matrix, note, stats, seconds) -> tuple[LayerRep
         output_error=float(error),
         mean_cosine=float(cosine.mean()),
         min_cosine=float(cosine.min()),
-        dead=int(stats.dead.sum()),
-        rows=int(stats.rows.max()),
+        dead=int(dead.sum()),
+        rows=int(rows.max()),
         gram_seconds=seconds[0],
         solve_seconds=seconds[1],
         note=note,

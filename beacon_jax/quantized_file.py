@@ -76,7 +76,8 @@ def save_quantized(
       metrics: what was measured, as `evaluate` returns it.
 
     Raises:
-      ValueError: parameters of other shapes or dtypes than those quantized, or a quantized kernel that was changed.
+      ValueError: parameters of other shapes or dtypes than those quantized, or of a dtype that files do not hold; or a
+        quantized kernel that was changed.
     """
     leaves = named_leaves(pack_params(result.params if params is None else params, result.layers, result.places))
     for leaf in result.coverage.leaves:
@@ -102,7 +103,7 @@ def save_quantized(
         "model": model,
         "fingerprint": fingerprint,
         "licence": licence,
-        "metrics": {name: dataclasses.asdict(measured) for name, measured in (metrics or {}).items()},
+        "metrics": {name: _about_metric(measured) for name, measured in (metrics or {}).items()},
     }
     write_tensors(path, "quantized", tensors, about)
 
@@ -151,6 +152,11 @@ def _about_leaf(leaf: PackedLeaf) -> dict[str, Any]:
     members = zip(leaf.layers, leaf.kernels, leaf.places, strict=True)
     layers = [{"name": n, **about_kernel(k), "place": dataclasses.asdict(place)} for n, k, place in members]
     return {"shape": list(leaf.shape), "dtype": leaf.dtype, "layers": layers}
+
+
+def _about_metric(measured: Measured) -> dict[str, float | int]:
+    """In JSON's types, whatever numbers a metric of one's own gave."""
+    return {"value": float(measured.value), "stderr": float(measured.stderr), "count": int(measured.count)}
 
 
 def read_quantized(path: str | os.PathLike) -> tuple[dict[str, np.ndarray | PackedLeaf], ModelRecord]:

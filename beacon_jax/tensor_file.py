@@ -12,15 +12,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save_file
 
 from beacon_jax.disk import disk_errors, replace_file
 
 VERSION = 2
 KEY = "beacon_jax"
+FLOAT8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
 _FIRST = "beacon_jax 1"  # metadata "format" of version 1
+# What can be written and read again: bool, and of these kinds, and the bytes of each number.
+_SIZES = {"i": (1, 2, 4, 8), "u": (1, 2, 4, 8), "f": (2, 4, 8), "c": (8,)}
+_OTHERS = {ml_dtypes.bfloat16, *FLOAT8.values()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +55,14 @@ def write_tensors(path: str | os.PathLike, kind: str, tensors: Mapping[str, Any]
       about: of JSON's types.
 
     Raises:
+      ValueError: a tensor of a type that such files do not hold.
       OSError: with the path, where it cannot be written.
     """
+    tensors = dict(tensors)
+    for name, a in tensors.items():
+        dtype = getattr(a, "dtype", None) or np.asarray(a).dtype
+        if not _is_held(dtype):
+            raise ValueError(f"{name!r} is of type {dtype}, which a safetensors file does not hold")
     # safetensors writes the buffer as it lies in memory, so a transposed view must be copied into row-major order.
     tensors = {name: np.array(a, order="C") for name, a in tensors.items()}
     sums = {name: _checksum(a) for name, a in tensors.items()}
@@ -76,7 +87,7 @@ def read_tensors(path: str | os.PathLike, *, tensors: bool = True) -> TensorFile
     try:
         with disk_errors(path, "read"), safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}
+            arrays = arrays_of(path, file) if tensors else {}
     except (SafetensorError, AttributeError, TypeError) as error:  # the last two: a dtype that NumPy has not
         raise ValueError(f"{path} is not a readable safetensors file ({error}); is it truncated?") from error
     if metadata.get("format") == _FIRST:
@@ -90,6 +101,23 @@ def read_tensors(path: str | os.PathLike, *, tensors: bool = True) -> TensorFile
         if damaged:
             raise ValueError(f"{path} is damaged: {damaged[0]!r} is not the tensor that was written")
     return TensorFile(said["version"], said["kind"], said["about"], arrays)
+
+
+def arrays_of(path: str | os.PathLike, file: Any) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file, which is open. AttributeError or TypeError for a type that NumPy has not."""
+    types = {name: file.get_slice(name).get_dtype() for name in file.keys()}
+    arrays = {name: file.get_tensor(name) for name, kind in types.items() if kind not in FLOAT8}
+    if len(arrays) < len(types):  # safetensors looks for float8 in NumPy, which has none
+        for name, about in deserialize(Path(path).read_bytes()):
+            if name not in arrays:
+                arrays[name] = np.frombuffer(about["data"], FLOAT8[types[name]]).reshape(about["shape"])
+    return arrays
+
+
+def _is_held(dtype: Any) -> bool:
+    if not isinstance(dtype, np.dtype):  # of keys of random numbers
+        return False
+    return dtype.kind == "b" or dtype.type in _OTHERS or dtype.itemsize in _SIZES.get(dtype.kind, ())
 
 
 def _checked(path, text: str) -> dict[str, Any]:

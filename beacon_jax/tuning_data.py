@@ -40,6 +40,8 @@ class TuningData:
             weights = None if self.weights is None else np.asarray(self.weights(batch), np.float32)
             if weights is not None and (weights.ndim == 0 or len(weights) != count):
                 raise ValueError(f"weights of shape {weights.shape} do not fit a batch of {count} examples")
+            if weights is not None and not (np.isfinite(weights) & (weights >= 0)).all():
+                raise ValueError(f"weights of batch {i} of norm tuning must be finite and at least 0")
             if i == len(self.seen) and not self.complete:
                 self.seen.append((digest, self._target(batch, weights) if count > 1 else None))
             if i >= len(self.seen) or self.seen[i][0] != digest:

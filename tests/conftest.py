@@ -9,14 +9,30 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)  # simulated ones, for meshes; all else runs on the first
 
+# Most of the time that the tests take is compilation: without LLVM's optimizations, and without a step through MLIR for
+# every fused loop (a setting that later versions do not have), it takes a third of it.
+QUICK_FLAGS = "--xla_cpu_parallel_codegen_split_count=1"
+if jax.__version_info__ < (0, 11):
+    QUICK_FLAGS += " --xla_cpu_use_fusion_emitters=false"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--optimized", action="store_true", help="compile as users do, not as quickly as can be")
+
 
 def pytest_configure(config):
-    """Compiled code is shared on disk between the test processes, and with the scripts that they run.
+    """How code is compiled, by the tests and by the scripts that they run: quickly, but with --optimized as users do.
 
-    Not between runs with different XLA_FLAGS: code for one set of instructions must not stand in for another's.
+    Compiled code is shared on disk between all of these processes. Not between runs with different XLA_FLAGS: code for
+    one set of instructions must not stand in for another's.
     """
     flags = os.environ.get("XLA_FLAGS", "")
-    folder = str(config.cache.mkdir("jax" if not flags else f"jax-{hashlib.sha256(flags.encode()).hexdigest()[:8]}"))
+    if not config.getoption("optimized"):
+        if QUICK_FLAGS not in flags:  # a process of xdist has them from the first one
+            flags = f"{flags} {QUICK_FLAGS}".strip()
+        os.environ |= {"XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+        jax.config.update("jax_disable_most_optimizations", True)
+    folder = str(config.cache.mkdir(f"jax-{hashlib.sha256(flags.encode()).hexdigest()[:8]}"))
     os.environ |= {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
@@ -31,14 +47,6 @@ def _compiled_code_is_let_go(request):
     maps = Path("/proc/self/maps")
     if session.tests_done % 20 == 0 and maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
         jax.clear_caches()
-
-
-@pytest.fixture(scope="module")
-def compiled_quickly():
-    """For files that take most of their time to compile, and of which no test is about how a solver is compiled."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

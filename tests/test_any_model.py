@@ -24,10 +24,7 @@ from tests.zoo import (
 from tests.zoo.registry import MODELS
 
 FILES = (linen_basic, linen_conv, linen_attention, linen_recurrent, linen_lifted, nnx_models, other)
-pytestmark = [
-    pytest.mark.usefixtures("compiled_quickly"),
-    pytest.mark.filterwarnings("ignore:SelfAttention will be deprecated:DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:SelfAttention will be deprecated:DeprecationWarning")
 
 
 def parametrized(default):
@@ -44,7 +41,8 @@ ALIKE = (
     "linen_unrolled_gru nnx_list_and_sequential "
     "nnx_multi_head_attention nnx_embed nnx_tied_embedding nnx_lstm nnx_optimized_lstm nnx_gru nnx_scan "
     "nnx_shared_linear_three_times nnx_bfloat16 nnx_scan_of_remat linen_conv_local jax_loop_of_known_length "
-    "nnx_mlp nnx_lora nnx_vmap_over_experts nnx_linear_general_and_einsum"
+    "nnx_mlp nnx_lora nnx_vmap_over_experts nnx_linear_general_and_einsum "
+    "linen_sequential linen_cnn_with_batch_norm linen_reversed_rnn_with_lengths"
 ).split()
 every_model = parametrized([name for name in MODELS if name not in ALIKE])
 # Calibration on the float model alone takes all layers of a stage in one pass.

@@ -227,3 +227,8 @@ def test_arguments_of_other_types():
         quantize(apply, params, BATCHES, SPEC, weights=np.ones(10))
     with pytest.raises(ValueError, match="calibration batch 0 holds NaN or infinity"):
         quantize(apply, params, [np.full((9, 6), 1e300)], SPEC)
+
+
+def test_weights_that_leave_no_rows():
+    with pytest.raises(ValueError, match="none of the 10 calibration examples gives w a row of positive weight"):
+        quantize(product, PARAMS, BATCHES, SPEC, weights=lambda x: np.zeros(len(x)))

@@ -21,6 +21,7 @@ from beacon_jax import (
     quantize,
 )
 from beacon_jax.quant.methods import rtn
+from beacon_jax.quant.methods.options import Options, option
 from beacon_jax.quant.methods.table import Method
 from beacon_jax.quant.metrics import relative_output_error
 
@@ -85,9 +86,9 @@ def test_offsets_count_too():
 
 
 def test_double_precision_scales(x64):
-    params = jax.tree.map(lambda a: a.astype(jnp.float64), PARAMS)
-    own = choose_alphabets(apply, params, BATCHES, QuantSpec(method="rtn"), ALPHABETS, 20.0)
-    result = quantize(apply, params, BATCHES, own.spec)
+    params, batches = {"a": normal(0, 8, 6).astype(jnp.float64)}, [BATCHES[0]["x"]]
+    own = choose_alphabets(lambda p, x: x @ p["a"], params, batches, QuantSpec(method="rtn"), ALPHABETS, 20.0)
+    result = quantize(lambda p, x: x @ p["a"], params, batches, own.spec)
     assert sum(row.bits for row in own.table) == bits_of(result.coverage)
 
 
@@ -233,10 +234,38 @@ def test_a_changed_bias_counts_in_the_sensitivity(monkeypatch):
     assert own.table[0].sensitivity * own.table[0].errors["2"] == pytest.approx(change, rel=1e-3)
 
 
-def test_on_several_devices(plan):
-    own = chosen(BUDGET, execution=Execution(mesh=make_mesh(4, 2)))
-    assert own.alphabets == plan.alphabets
-    for row, other in zip(own.table, plan.table, strict=True):
+def test_what_aims_at_a_residual_stream_is_chosen_on_the_float_model(plan, monkeypatch):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Aiming(Options):
+        residual: float = option(0.0, "as in beacon_plus", at_least=0)
+
+        @property
+        def reads_residual(self):
+            return self.residual > 0
+
+    def solver(problem, options):
+        return rtn.solve(problem, rtn.RTNOptions(scale="lsq"))
+
+    monkeypatch.setitem(METHODS, "aiming", Method("aiming", Aiming, solver))
+    rules = [LayerRule("out", options={"residual": 0.5})]
+    aiming = chosen(BUDGET, QuantSpec(method="aiming", options={"residual": 1.0}, rules=rules))
+    assert aiming.alphabets == plan.alphabets and aiming.spec.calibrate_on == "both"
+    assert aiming.spec.options == {"residual": 1.0} and aiming.spec.rules[0].options == {"residual": 0.5}
+
+
+def test_on_several_devices():
+    """Of one group, and of 3; a few layers and alphabets, as every device count is a compilation."""
+    params = {"a": normal(0, 8, 6), "experts": normal(1, 3, 2, 4)}
+
+    def model(p, x):
+        return jnp.einsum("ben,enc->bec", nn.relu(x @ p["a"]).reshape(-1, 3, 2), p["experts"])
+
+    plans = [
+        choose_alphabets(model, params, [BATCHES[0]["x"]], SPEC, ("2", "3"), 10.7, execution=Execution(mesh=mesh))
+        for mesh in (None, make_mesh(4, 2))
+    ]
+    assert plans[0].alphabets == plans[1].alphabets == {"a": "3", "experts": "2"}
+    for row, other in zip(plans[0].table, plans[1].table, strict=True):
         assert (row.predicted, row.sensitivity) == pytest.approx((other.predicted, other.sensitivity), rel=1e-3)
 
 

@@ -44,6 +44,14 @@ def test_another_structure(tmp_path, params):
         load_params(tmp_path / "p", like=params | {"token": jnp.ones(3)})
 
 
+def test_a_name_that_begins_another(tmp_path):
+    params = {"a": jnp.ones(3), "a/b": jnp.zeros(2)}
+    save_params(tmp_path / "p", params)
+    jax.tree.map(np.testing.assert_array_equal, load_params(tmp_path / "p", like=params), params)
+    with pytest.raises(ValueError, match=r"p holds parameters below 'a', and one of that name; give `like`"):
+        load_params(tmp_path / "p")
+
+
 def test_layer_round_trip(tmp_path, matrix):
     about = {"layer": "a", "error": 0.25, "shape": [10, 6], "sweeps": None}
     save_layer(tmp_path / "layer", matrix, about)

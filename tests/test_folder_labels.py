@@ -127,6 +127,10 @@ REFUSED = {
     "a split or a class": (["train/steam/1.jpg", "bus/1.jpg"], "is train of ROOT a split, or a class as bus beside it"),
     "no labels at all": (["train/1.jpg", "test/1.jpg"], "images of ROOT have no labels: test, train hold no folders"),
     "only an unlabelled test": (["train/a/1.jpg", "train/b/1.jpg", "test/1.jpg"], "no folder test or .* it has train"),
+    "other classes to test": (
+        ["train/a/1.jpg", "train/b/1.jpg", "val/d/1.jpg", "val/c/1.jpg"],
+        "ROOT/val holds none of the classes of ROOT/train: c, d, and there a, b",
+    ),
     "a stray image": (["a/1.jpg", "stray.jpg"], "stray.jpg in ROOT has no class"),
     "some of ImageNet's": ([f"{A}/1.jpg", "misc/1.jpg"], "1 classes of ROOT are ImageNet-1k's and 1 are not"),
     "no images": (["a/1.txt"], "ROOT holds no images"),

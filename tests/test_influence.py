@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from beacon_jax import FloatStats, QuantSpec, influence, quantize
+from beacon_jax import FloatStats, QuantSpec, influence, pipeline, quantize
 from beacon_jax.devices import Placement
 from beacon_jax.graph.model import Model
 from beacon_jax.influence import Influence
@@ -158,3 +158,16 @@ def test_models_without_derivatives_are_named(tokens):
         quantize(lambda params, batch: read_first(params, batch).argmax(-1), *tokens, influenced())
     with pytest.raises(ValueError, match="unknown row_weights 'most'; expected one of uniform, influence"):
         influenced(row_weights="most")
+
+
+def test_layers_without_influence_are_named(rng):
+    params = {name: rng.normal(size=(4, 4)).astype(np.float32) for name in "abc"}
+    batches = [rng.normal(size=(40, 4)).astype(np.float32) for _ in range(2)]
+
+    def gated(params, x):
+        gate = jnp.where(jax.lax.stop_gradient(jnp.tanh(x) @ params["a"]) > 0, 1.0, 0.5)
+        return (gate * (x @ params["b"])) @ params["c"]
+
+    spec = QuantSpec(method="rtn", row_weights="influence")
+    notes = {report.layer: report.note for report in quantize(gated, params, batches, spec).reports}
+    assert notes == {"a": pipeline.NO_INFLUENCE, "b": "", "c": ""}

@@ -11,7 +11,6 @@ from beacon_jax.graph.program import leaf_names
 from beacon_jax.norm_tuning import LOSSES, OPTIMIZERS, NormTuning, tune_norms
 from beacon_jax.norms import norm_paths
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 FAST = NormTuning(steps=60, check_every=10, learning_rate=1e-2)
 
 
@@ -325,7 +324,10 @@ def test_errors(problem):
     for fields, message in (
         ({"loss": "l1"}, "unknown loss 'l1' of norm tuning; expected one of kl, mse, ce"),
         ({"optimizer": "adam"}, "unknown optimizer 'adam' of norm tuning; expected one of adamw"),
-        ({"steps": 0}, "steps of norm tuning must be at least 1, got 0"),
+        ({"steps": 0}, "steps of norm tuning must be an integer of at least 1, got 0"),
+        ({"patience": 1.5}, "patience of norm tuning must be an integer of at least 1, got 1.5"),
+        ({"weight_decay": -1e-6}, "weight_decay of norm tuning must be a finite number of at least 0, got -1e-06"),
+        ({"learning_rate": "1e-3"}, "learning_rate of norm tuning must be a finite number of at least 0, got '1e-3'"),
         ({"held_out": 1.0}, "held_out of norm tuning is a fraction between 0 and 1"),
         ({"learning_rate": 0.0}, "learning_rate of norm tuning must be positive"),
     ):
@@ -340,13 +342,18 @@ def test_errors(problem):
         (rounded, [], FAST, "at least one batch of two examples"),
         (rounded, [{"image": batches[0]["image"][:1]}], FAST, "at least one batch of two examples"),
         (rounded, only_images, NormTuning(loss="ce"), "no 'label' in the batch, of keys image"),
-        (spoilt, batches, FAST, "the outputs of the model to be tuned are not all finite"),
+        (spoilt, batches, FAST, "the outputs of the model to be tuned, or of the float model, are not all finite"),
     ):
         with pytest.raises(ValueError, match=message):
             tune_norms(apply, tree, reference(params), given, tuning)
     for weights, message in (
         (lambda batch: np.ones(3), r"weights of shape \(3,\) do not fit a batch of 32 examples"),
-        (lambda batch: np.zeros(len(batch["image"])), "at least one batch of two examples"),
+        (lambda batch: np.zeros(len(batch["image"])), "at least one batch of two examples of positive weight"),
+        (
+            lambda batch: -np.ones(len(batch["image"])),
+            "weights of batch 0 of norm tuning must be finite",
+        ),
+        (lambda batch: np.full(len(batch["image"]), np.nan), "weights of batch 0 of norm tuning must be finite"),
     ):
         with pytest.raises(ValueError, match=message):
             tune_norms(apply, rounded, reference(params), batches, FAST, weights=weights)

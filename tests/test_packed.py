@@ -84,6 +84,8 @@ def test_a_changed_kernel_is_named():
     free = result.params | {"stack": {"kernel": kernel.at[1].add(1.0), "bias": jnp.zeros((3, 12))}}
     packed = pack_params(free, result.layers, result.places)
     jax.tree.map(np.testing.assert_array_equal, dequantize(packed), free)
+    with pytest.raises(ValueError, match=r"layer 'stack\[0\]' has no place among 0"):
+        pack_params(result.params, result.layers, {})
     with pytest.raises(ValueError, match=r"layer '.*' has no parameter 'stack/kernel' in the tree"):
         pack_params({key: a for key, a in result.params.items() if key != "stack"}, result.layers, result.places)
 

@@ -60,7 +60,7 @@ def test_packed_parameters(path):
 
 def test_the_record(path, tmp_path):
     result = make_result()
-    metrics = {"top1": Measured(98.5, 0.5, 500)}
+    metrics = {"top1": Measured(98.5, 0.5, 500), "own": Measured(np.float32(0.25), jnp.float32(0.5), np.int64(500))}
     save_quantized(path, result, model="small", fingerprint="abc", licence="CC0-1.0", metrics=metrics)
     record = load_record(path)
     assert record.version == 2 and record.coverage == result.coverage and record.spec.to_dict() == result.spec.to_dict()

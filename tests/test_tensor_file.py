@@ -1,3 +1,5 @@
+import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -18,6 +20,39 @@ def test_round_trip(tmp_path):
         assert file.tensors[name].dtype == tensor.dtype
         np.testing.assert_array_equal(file.tensors[name], tensor)
     assert read_tensors(tmp_path / "new" / "f", tensors=False).tensors == {}
+
+
+HELD = [
+    bool, np.int64, np.uint16, np.float16, np.float64, np.complex64, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn,
+    ml_dtypes.float8_e5m2,
+]  # fmt: skip
+
+
+def test_every_type_that_is_written_is_read_again(tmp_path):
+    tensors = {np.dtype(kind).name: np.ones((2, 3), kind) for kind in HELD}
+    tensors["scalar"] = np.ones((), ml_dtypes.float8_e5m2)
+    write_tensors(tmp_path / "f", "params", tensors, {})
+    read = read_tensors(tmp_path / "f").tensors
+    assert {name: (a.dtype, a.shape) for name, a in read.items()} == {
+        name: (a.dtype, a.shape) for name, a in tensors.items()
+    }
+    assert all((read[name] == a).all() for name, a in tensors.items())
+
+
+@pytest.mark.parametrize(
+    ("tensor", "kind"),
+    [
+        (np.ones(3, ml_dtypes.int4), "int4"),
+        (np.ones(3, np.complex128), "complex128"),
+        (np.ones(3, ml_dtypes.float8_e4m3fnuz), "float8_e4m3fnuz"),
+        (jax.random.key(0), "key<fry>"),
+        ("text", "<U4"),
+    ],
+)
+def test_other_types_are_refused_by_name(tmp_path, tensor, kind):
+    with pytest.raises(ValueError, match=f"'a/b' is of type {kind}, which a safetensors file does not hold"):
+        write_tensors(tmp_path / "new" / "f", "params", {"a/b": tensor}, {})
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_same_twice_is_the_same_bytes(tmp_path):

@@ -4,16 +4,26 @@ import pytest
 from flax.traverse_util import flatten_dict, path_aware_map
 from PIL import Image
 
-from beacon_jax.models import cnn
+from beacon_jax.models import cnn, vit
 from configs import cifar10, cifar10_cnn, digits
 from experiments import common, train, train_language
 from experiments.augment import AUGMENTATIONS
 from experiments.networks import create_network
 
 
-def tiny(tmp_path=None, monkeypatch=None):
+def brief():
     config = digits.get_config()
     config.train.update(epochs=2, batch_size=512, save_every=3, warmup_epochs=0.5)
+    return config
+
+
+def tiny(tmp_path, monkeypatch):
+    """A small transformer on the digits."""
+    small = dict(image_size=8, patch_size=4, width=8, depth=1, heads=2, channels=1, classes=10)
+    monkeypatch.setitem(vit.VARIANTS, "tiny", small)
+    monkeypatch.setitem(vit.NORMALIZATION, "tiny", "half")
+    config = brief()
+    config.model.name = "tiny"
     return config
 
 
@@ -54,7 +64,7 @@ def test_a_stopped_training_goes_on_to_the_same_result(tmp_path, monkeypatch, cr
 
 
 def test_a_state_of_another_training_is_refused(tmp_path):
-    config = tiny()
+    config = brief()
     params = {"a": np.ones(3)}
     train.Progress(tmp_path / "t", config).save(params, (), 7)
     restored, _, step = train.Progress(tmp_path / "t", config).load({"a": np.zeros(3)}, ())
@@ -122,7 +132,7 @@ def test_mistakes(tmp_path):
         (dict(save_every=0), "train.save_every must be at least 1, got 0"),
         (dict(batch_size=2000), "train.batch_size=2000 exceeds the 1297 training images"),
     ):
-        config = tiny()
+        config = brief()
         config.train.update(changes)
         with pytest.raises(ValueError, match=message):
             train.fit(config, train.Progress(tmp_path / "t", config))

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from absl import logging
-from safetensors import SafetensorError, deserialize, safe_open
+from safetensors import SafetensorError, safe_open
+
+from beacon_jax.tensor_file import FLOAT8, arrays_of
 
 _TORCH = (".pth", ".pt", ".bin")
 ENDINGS = (".safetensors", *_TORCH)
@@ -18,8 +19,7 @@ _INDEX = ".index.json"
 # What a folder's weights are called, the first that is there.
 _IN_FOLDER = ("model.safetensors", f"model.safetensors{_INDEX}", "pytorch_model.bin", f"pytorch_model.bin{_INDEX}")
 
-_FLOAT8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
-_NUMPY = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "U16", "U32", "U64", "BOOL"}
+_READ = {*FLOAT8, "F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "U16", "U32", "U64", "BOOL"}
 
 # Where training checkpoints keep the weights, the averaged ones first, as timm takes them.
 _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict")
@@ -104,18 +104,13 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         with safe_open(path, framework="numpy") as file:
             types = {name: file.get_slice(name).get_dtype() for name in file.keys()}
-            unknown = sorted(name for name, kind in types.items() if kind not in _NUMPY | _FLOAT8.keys())
+            unknown = sorted(name for name, kind in types.items() if kind not in _READ)
             if unknown:
                 kinds = ", ".join(sorted({types[name] for name in unknown}))
                 raise ValueError(f"{path} holds tensors of type {kinds}, which are not read: {some_of(unknown)}")
-            state = {name: file.get_tensor(name) for name, kind in types.items() if kind in _NUMPY}
+            return arrays_of(path, file)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file ({error}); is it truncated?") from error
-    if len(state) < len(types):  # safetensors looks for float8 in NumPy, which has none
-        for name, about in deserialize(path.read_bytes()):
-            if types[name] in _FLOAT8:
-                state[name] = np.frombuffer(about["data"], _FLOAT8[types[name]]).reshape(about["shape"])
-    return state
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:

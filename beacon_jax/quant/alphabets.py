@@ -53,7 +53,9 @@ def make_alphabet(spec: str | float | Sequence[float]) -> np.ndarray:
     levels = np.asarray(spec, np.float64)
     if levels.ndim != 1 or not 2 <= levels.size <= MAX_LEVELS:
         raise ValueError(f"an alphabet is a list of 2 to {MAX_LEVELS} levels, got shape {levels.shape}: {spec!r}")
-    if not np.all(np.isfinite(levels)) or not np.all(np.diff(levels.astype(np.float32)) > 0):
+    with np.errstate(over="ignore"):  # of levels that are too large, which the last check finds
+        ascending = np.all(np.diff(levels.astype(np.float32)) > 0)
+    if not np.all(np.isfinite(levels)) or not ascending:
         raise ValueError(f"alphabet levels must be finite, distinct and in ascending order, got {levels.tolist()}")
     if not 1e-4 <= np.abs(levels).max() <= 1e4:
         raise ValueError(f"alphabet levels are unscaled: give the largest a magnitude near 1, got {levels.tolist()}")

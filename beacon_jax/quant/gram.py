@@ -184,13 +184,15 @@ class GramStats:
         residual: (…, C), R − R̃ of the same rows, for statistics that have room for it.
 
         Raises:
-          ValueError: another width; other rows in x_tilde or residual than in x; a residual where there is no room for
-            it, or none where there is; weights that fit neither form or (where their values are known, outside of jit)
-            are below 0 or not finite.
+          ValueError: another width; complex numbers; other rows in x_tilde or residual than in x; a residual where
+            there is no room for it, or none where there is; weights that fit neither form or (where their values are
+            known, outside of jit) are below 0 or not finite.
         """
         if (residual is None) != (self.residual is None):
             raise ValueError("the change of the residual stream is added up for all rows of a layer, or for none")
         for name, rows in (("x", x), ("x_tilde", x_tilde)):
+            if rows is not None and jnp.issubdtype(rows.dtype, jnp.complexfloating):
+                raise ValueError(f"{name} must be real, got {rows.dtype}")
             if rows is not None and rows.shape[-1] != self.width:
                 raise ValueError(f"{name} has width {rows.shape[-1]}, but these statistics are for {self.width} inputs")
         if x_tilde is not None:

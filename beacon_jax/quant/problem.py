@@ -57,10 +57,14 @@ class Problem:
         will do.
 
         Raises:
-          ValueError: kernel not (N, C) or (E, N, C), or complex; statistics of another width or other groups, of no
-            rows, not finite, or no Gram matrices; kernel not finite; an alphabet that is not ascending.
+          ValueError: kernel no array, not (N, C) or (E, N, C), empty, or complex; statistics that are none, of another
+            width or other groups, of no rows, not finite, or no Gram matrices; kernel not finite; an alphabet that is
+            not ascending.
         """
-        _check_shapes(jnp.shape(kernel), stats)
+        if not isinstance(kernel, (np.ndarray, jax.Array)) or not isinstance(stats, GramStats):
+            given = f"{type(kernel).__name__} and {type(stats).__name__}"
+            raise ValueError(f"expected a kernel that is an array, and GramStats of its inputs, got {given}")
+        _check_shapes(kernel.shape, stats)
         if jnp.issubdtype(jnp.result_type(kernel), jnp.complexfloating):
             raise ValueError(f"expected a kernel of real numbers, got {jnp.result_type(kernel)}")
         W, own, live, *units, facts = _prepared(stats, kernel)
@@ -163,6 +167,8 @@ class Solution:
 def _check_shapes(shape: tuple[int, ...], stats: GramStats) -> None:
     if len(shape) not in (2, 3):
         raise ValueError(f"expected a kernel (inputs, outputs) or (groups, inputs, outputs), got shape {shape}")
+    if not min(shape):
+        raise ValueError(f"a kernel of shape {shape} has no weights to quantize")
     if stats.width != shape[-2]:
         raise ValueError(
             f"the statistics are for {stats.width} inputs, but the kernel of shape {shape} has {shape[-2]}"

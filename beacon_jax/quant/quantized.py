@@ -33,13 +33,8 @@ class QuantizedMatrix:
         return self.codes.shape
 
     def dequantize(self) -> jax.Array:
-        """The kernel Ŵ, of the shape of the codes; under jit the same to the last bit."""
-        kernel = self.scale[..., None, :] * self.alphabet[self.codes.astype(jnp.int32)]
-        # Changes no number, but keeps compilers from multiplying and adding in one step, which rounds only once.
-        # (XLA takes barriers and reduce_precision out before it makes such steps.)
-        largest = jnp.finfo(kernel.dtype).max
-        kernel = jax.lax.clamp(-largest, kernel, largest)
-        return kernel if self.offset is None else kernel + self.offset[..., None, :]
+        """The kernel Ŵ, of the shape of the codes; inside another jit the same to the last bit."""
+        return _dequantized(self.codes, self.alphabet, self.scale, self.offset)
 
     def astype(self, dtype) -> "QuantizedMatrix":
         """The same with alphabet, scale and offset in this dtype, and so the dequantized kernel."""
@@ -56,3 +51,13 @@ class QuantizedMatrix:
             lambda a: a[..., :count], (self.codes, self.scale, self.offset, self.info, self.bias_change)
         )
         return QuantizedMatrix(codes, self.alphabet, scale, offset, info, bias_change)
+
+
+@jax.jit  # for each shape one small program, of what would be seven
+def _dequantized(codes, alphabet, scale, offset):
+    kernel = scale[..., None, :] * alphabet[codes.astype(jnp.int32)]
+    # Changes no number, but keeps compilers from multiplying and adding in one step, which rounds only once.
+    # (XLA takes barriers and reduce_precision out before it makes such steps.)
+    largest = jnp.finfo(kernel.dtype).max
+    kernel = jax.lax.clamp(-largest, kernel, largest)
+    return kernel if offset is None else kernel + offset[..., None, :]

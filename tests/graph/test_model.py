@@ -12,7 +12,6 @@ from beacon_jax.graph.program import Unsupported
 from tests.test_any_model import spied
 from tests.zoo import by_hand
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 D = 4
 SPEC = QuantSpec(method="rtn", alphabet="3", allow_few_rows=True)
 

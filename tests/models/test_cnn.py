@@ -13,7 +13,6 @@ from beacon_jax.models.cnn import NORMALIZATION, VARIANTS, create_cnn, inference
 from beacon_jax.preprocessing import NORMALIZATIONS
 from configs import cifar10_cnn
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 NAME = "cnn_cifar10"
 
 

@@ -47,6 +47,7 @@ def test_sizes_and_symmetry():
         ([0.0, np.nan], "finite"),
         ([1.0, 1.0 + 1e-9], "distinct"),
         ([-1e30, 1e30], "magnitude near 1"),
+        ([-1e200, 1e200], "magnitude near 1"),
     ],
 )
 def test_bad_alphabets(spec, message):

@@ -180,5 +180,7 @@ def test_dead_inputs(rng):
 def test_wrong_shapes():
     with pytest.raises(ValueError, match="x has width 4, but these statistics are for 5 inputs"):
         GramStats.zeros(5).update(jnp.zeros((3, 4)))
+    with pytest.raises(ValueError, match="x_tilde must be real, got complex64"):
+        GramStats.zeros(5).update(jnp.zeros((3, 5)), jnp.zeros((3, 5), jnp.complex64))
     with pytest.raises(ValueError, match="same rows"):
         GramStats.zeros(5).update(jnp.zeros((3, 5)), jnp.zeros((4, 5)))

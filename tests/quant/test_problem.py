@@ -34,6 +34,7 @@ def test_traced_values_are_taken_on_trust(rng):
     ("shape", "groups", "message"),
     [
         ((4,), None, r"expected a kernel \(inputs, outputs\) or \(groups, inputs, outputs\), got shape \(4,\)"),
+        ((4, 0), None, r"a kernel of shape \(4, 0\) has no weights to quantize"),
         ((5, 2), None, r"statistics are for 4 inputs, but the kernel of shape \(5, 2\) has 5"),
         ((2, 4, 2), None, r"statistics are of one layer, but the kernel of shape \(2, 4, 2\) is of 2 groups"),
         ((4, 2), 3, r"statistics are of 3 groups, but the kernel of shape \(4, 2\) is of one layer"),
@@ -43,6 +44,15 @@ def test_traced_values_are_taken_on_trust(rng):
 def test_shapes_that_do_not_fit(shape, groups, message):
     with pytest.raises(ValueError, match=message):
         Problem.of(jnp.ones(shape), GramStats.zeros(4, groups=groups), "2")
+
+
+def test_what_is_no_array_or_no_statistics():
+    for kernel, stats, given in (
+        ([[1.0]], GramStats.zeros(1), "list and GramStats"),
+        (np.ones((4, 2)), np.ones((3, 4)), "ndarray and ndarray"),
+    ):
+        with pytest.raises(ValueError, match=f"expected a kernel that is an array, and GramStats .* got {given}"):
+            Problem.of(kernel, stats, "2")
 
 
 def test_every_group_needs_rows():

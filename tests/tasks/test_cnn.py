@@ -10,8 +10,6 @@ from beacon_jax.models import cnn as models
 from configs import cifar10_cnn
 from experiments.tasks.cnn import cnn, load_network
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):

@@ -152,13 +152,21 @@ def groups_of_layers(rng, kinds=("mismatch", "dead_mismatch", "correlated"), N=1
 def assert_each_group_is_solved_as_alone(found, method, layers):
     for e, layer in enumerate(layers):
         expected = method(*layer)
-        np.testing.assert_array_equal(found.codes[e], expected.codes)
+        decided = slice(None)
+        if method.func.name == "beacon_plus":  # the last bit of equal losses decides for inputs that are always zero
+            decided = np.asarray(jnp.diagonal(layer[1].H)) > 0
+        np.testing.assert_array_equal(found.codes[e][decided], expected.codes[decided])
         np.testing.assert_allclose(found.scale[e], expected.scale, rtol=1e-9)
         for key, value in expected.info.items():
             np.testing.assert_allclose(found.info[key][e], value, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize(("name", "options"), CASES, ids=str)
+# Options are the same for all groups; those of order, blocks and chunks change how groups are solved together.
+@pytest.mark.parametrize(
+    ("name", "options"),
+    DEFAULTS + [pytest.param(*case, marks=[] if "block_size" in case[1] else pytest.mark.slow) for case in OPTIONS],
+    ids=str,
+)
 def test_groups_are_solved_as_each_would_be_alone(x64, rng, name, options):
     (kernels, stats), layers = groups_of_layers(rng)
     method = functools.partial(METHODS[name], alphabet="2", **options)
