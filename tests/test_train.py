@@ -93,7 +93,7 @@ def test_a_state_of_another_training_is_refused(tmp_path):
 
 @pytest.mark.parametrize("script", [train, train_language])
 def test_the_place_of_the_parameters_is_tried_first(tmp_path, monkeypatch, script):
-    config = tiny()
+    config = tiny(tmp_path, monkeypatch)
     config.train.float_checkpoint = str(tmp_path / "taken")
     monkeypatch.setattr(common, "get_config", lambda: config)
     monkeypatch.setattr(script, "fit", lambda *_: pytest.fail("it trains"))
