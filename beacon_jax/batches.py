@@ -41,6 +41,32 @@ def fingerprint(batch: Any) -> str:
     return digest.hexdigest()
 
 
+def content_digest(batches: Iterable[Any]) -> tuple[str, int]:
+    """(digest, size): of all that batches hold, however it is cut into batches, and the size of the largest batch.
+
+    Of batches that have a method `content_digest` and a `batch_size`, what these say. ValueError as `example_count`.
+    """
+    if hasattr(batches, "content_digest"):
+        return batches.content_digest(), batches.batch_size
+    digests: dict[str, Any] = {}
+    shapes: dict[str, str] = {}
+    largest = 0
+    for batch in batches:
+        largest = max(largest, example_count(batch))
+        for path, leaf in jax.tree_util.tree_flatten_with_path(batch)[0]:
+            name, array = jax.tree_util.keystr(path), np.ascontiguousarray(leaf)
+            digest = digests.setdefault(name, hashlib.blake2b(name.encode(), digest_size=16))
+            shape = f"{array.dtype}{array.shape[1:]}"
+            if shapes.get(name) != shape:
+                digest.update(shape.encode())
+                shapes[name] = shape
+            digest.update(array.reshape(-1).view(np.uint8).data)
+    whole = hashlib.blake2b(digest_size=16)
+    for name in sorted(digests):
+        whole.update(digests[name].digest())
+    return whole.hexdigest(), largest
+
+
 def take(batch: Any, start: int, stop: int | None) -> Any:
     """The examples start … stop − 1 of a batch, or of outputs."""
     return jax.tree.map(lambda a: a[start:stop] if np.ndim(a) else a, batch)

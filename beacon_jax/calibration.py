@@ -73,7 +73,7 @@ class Calibration:
         self.examples = 0
 
     def _storage(self) -> ActivationStream:
-        return ActivationStream(self.execution.activations, self.placement)
+        return ActivationStream(self.execution.activations, self.placement, self.execution.folder)
 
     def __enter__(self) -> "Calibration":
         return self

@@ -6,11 +6,13 @@ the last batch may be smaller.
 
 import collections
 import copy
+import hashlib
 import itertools
 import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 
 import numpy as np
 
@@ -104,6 +106,29 @@ class Batches:
         other._select(count, seed, cache)
         return other
 
+    def content_digest(self) -> str:
+        """A digest of the images as they lie (encoded ones are not decoded), their order, labels and preprocessing.
+
+        ValueError as for reading them.
+        """
+        versions = {} if self._preset is None else {"pillow": version("pillow")}  # which decodes and resizes
+        digest = hashlib.blake2b(f"{self._preset} {self._normalization} {versions}".encode(), digest_size=16)
+        for example in self._in_order(self._read):
+            if isinstance(example, str):
+                digest.update(b"unreadable")
+                continue
+            image, label = example
+            encoded = isinstance(image, bytes)
+            digest.update((f"{len(image)}" if encoded else f"{image.shape}{image.dtype}").encode())
+            digest.update(image if encoded else np.ascontiguousarray(image).data)
+            digest.update(f"{label}".encode())
+        return digest.hexdigest()
+
+    @property
+    def batch_size(self) -> int:
+        """Images of every batch but the last."""
+        return min(self._batch_size, self.count)
+
     def _select(self, count: int | None, seed: int | None, cache: bool) -> None:
         size = len(self._source)
         self.count = size if count is None else count
@@ -143,40 +168,49 @@ class Batches:
 
     def _readable_examples(self):
         self.skipped = []
-        for example in self._examples():
+        for example in self._in_order(self._load):
             if isinstance(example, str):
                 self.skipped.append(example)
             else:
                 yield example
 
-    def _examples(self):
-        """(image, label) in order, or the name of an image to skip; a bounded number is under way in the threads."""
+    def _in_order(self, load):
+        """What `load` gives of each image, in order; a bounded number is under way in the threads."""
         ahead = min(self._batch_size, 512) + 2 * self._workers
         with ThreadPoolExecutor(self._workers) as pool:
             numbers, pending = iter(self._order), collections.deque()
             try:
                 for i in itertools.islice(numbers, ahead):
-                    pending.append(pool.submit(self._load, i))
+                    pending.append(pool.submit(load, i))
                 while pending:
                     example = pending.popleft().result()
-                    pending.extend(pool.submit(self._load, i) for i in itertools.islice(numbers, 1))
+                    pending.extend(pool.submit(load, i) for i in itertools.islice(numbers, 1))
                     yield example
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _load(self, i: int):
+    def _read(self, i: int, prepare=lambda image: image):
+        """(image, label) of the source, or the name of an image to skip."""
         try:
-            image, label = (self._cache or {}).get(i) or self._source.read(i)
-            if isinstance(image, bytes):
-                image = decode(image, self._preset)
+            image, label = self._source.read(i)
+            return prepare(image), label
         except _UNREADABLE as error:
             name = self._source.name(i)
             if self._skip:
                 return name
             raise ValueError(f"cannot read {name} ({error}); on_unreadable='skip' leaves such images out") from error
+
+    def _load(self, i: int):
+        example = (self._cache or {}).get(i) or self._read(i, self._decoded)
+        if isinstance(example, str):
+            return example
+        image, label = example
         if self._cache is not None:
             self._cache[i] = image, label
         return normalize(image, self._normalization), label
+
+    def _decoded(self, image: bytes | np.ndarray) -> np.ndarray:
+        return decode(image, self._preset) if isinstance(image, bytes) else image
 
     def _check_shapes(self, images) -> None:
         shapes = sorted({image.shape for image in images})

@@ -1,6 +1,7 @@
 """How a model is quantized: what decides time and memory, and in which arithmetic."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +25,7 @@ class Execution:
         Gram matrices and solvers too, in double precision, so that the codes are the same on any number of devices; it
         needs jax_enable_x64.
       mesh: the devices to use (see `devices.make_mesh`), None for the default one.
+      folder: where the temporary folders of "disk" are made, itself made if needed; None for the system's.
 
     Raises:
       ValueError: unknown activations or forward_dtype; float64 without jax_enable_x64.
@@ -32,6 +34,7 @@ class Execution:
     activations: str = "disk"
     forward_dtype: str = "float32"
     mesh: Mesh | None = None
+    folder: str | os.PathLike | None = None
 
     def __post_init__(self):
         for what, value, known in (

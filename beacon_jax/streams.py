@@ -1,6 +1,6 @@
 """Calibration data between two stages of a model, one batch in memory at a time."""
 
-import tempfile
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -8,6 +8,8 @@ import jax
 import numpy as np
 
 from beacon_jax.devices import Placement
+from beacon_jax.disk import disk_errors
+from beacon_jax.temporary import TemporaryFolder
 
 STORAGES = ("disk", "memory")
 _BYTES = {1: np.uint8, 2: np.uint16}
@@ -16,15 +18,15 @@ _BYTES = {1: np.uint8, 2: np.uint16}
 class ActivationStream:
     """The batches at one point of a model, each a list of arrays.
 
-    With storage "disk" each batch is a file in a temporary folder, and memory stays constant in the number of
-    calibration batches; with "memory" they are kept as host arrays. On a mesh every process keeps the rows of its own
-    devices. Close it, or use it in a `with`, to free them.
+    With storage "disk" each batch is a file in a temporary folder (see temporary.py) inside `folder`, and memory stays
+    constant in the number of calibration batches; with "memory" they are kept as host arrays. On a mesh every process
+    keeps the rows of its own devices. Close it, or use it in a `with`, to free them.
     """
 
-    def __init__(self, storage: str, placement: Placement | None = None):
+    def __init__(self, storage: str, placement: Placement | None = None, folder: str | os.PathLike | None = None):
         if storage not in STORAGES:
             raise ValueError(f"unknown storage {storage!r} for activations; expected one of {', '.join(STORAGES)}")
-        self._folder = tempfile.TemporaryDirectory(prefix="beacon_jax_") if storage == "disk" else None
+        self._folder = TemporaryFolder(folder) if storage == "disk" else None
         self._placement = placement or Placement()
         self._arrays: list[list[np.ndarray]] = []
         self._about: list[list[tuple[np.dtype, tuple[int, ...]]]] = []  # dtype and shape of every array
@@ -57,7 +59,7 @@ class ActivationStream:
         if self._folder is None:
             self._arrays[i : i + 1] = [own]
         else:
-            with open(self._path(i), "wb") as file:
+            with disk_errors(self._path(i)), open(self._path(i), "wb") as file:
                 for a in own:
                     # .npy files do not know bfloat16 and the like; their bytes they do.
                     np.save(
@@ -68,12 +70,12 @@ class ActivationStream:
         """Frees the batches."""
         self._arrays, self._about = [], []
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.close()
 
     def _path(self, i: int) -> Path:
-        return Path(self._folder.name) / f"{i}.npy"
+        return self._folder.path / f"{i}.npy"
 
     def _read(self, i: int) -> list[np.ndarray]:
-        with open(self._path(i), "rb") as file:
+        with disk_errors(self._path(i), "read back"), open(self._path(i), "rb") as file:
             read = [(np.load(file), dtype) for dtype, _ in self._about[i]]
         return [a if dtype.isbuiltin == 1 else a.view(dtype) for a, dtype in read]

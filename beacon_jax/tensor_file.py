@@ -17,6 +17,8 @@ import numpy as np
 from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save_file
 
+from beacon_jax.disk import disk_errors, replace_file
+
 VERSION = 2
 KEY = "beacon_jax"
 FLOAT8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
@@ -54,21 +56,19 @@ def write_tensors(path: str | os.PathLike, kind: str, tensors: Mapping[str, Any]
 
     Raises:
       ValueError: a tensor of a type that such files do not hold.
+      OSError: with the path, where it cannot be written.
     """
-    path, tensors = Path(path), dict(tensors)
+    tensors = dict(tensors)
     for name, a in tensors.items():
         dtype = getattr(a, "dtype", None) or np.asarray(a).dtype
         if not _is_held(dtype):
             raise ValueError(f"{name!r} is of type {dtype}, which a safetensors file does not hold")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     # safetensors writes the buffer as it lies in memory, so a transposed view must be copied into row-major order.
     tensors = {name: np.array(a, order="C") for name, a in tensors.items()}
     sums = {name: _checksum(a) for name, a in tensors.items()}
     said = {"version": VERSION, "kind": kind, "about": about, "checksums": sums}
     said["checksum"] = _digest(_text(said).encode())
-    save_file(tensors, partial, metadata={KEY: _text(said)})
-    partial.replace(path)
+    replace_file(path, lambda partial: save_file(tensors, partial, metadata={KEY: _text(said)}))
 
 
 def read_tensors(path: str | os.PathLike, *, tensors: bool = True) -> TensorFile:
@@ -85,7 +85,7 @@ def read_tensors(path: str | os.PathLike, *, tensors: bool = True) -> TensorFile
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {str(path)!r}")
     try:
-        with safe_open(path, framework="numpy") as file:
+        with disk_errors(path, "read"), safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             arrays = arrays_of(path, file) if tensors else {}
     except (SafetensorError, AttributeError, TypeError) as error:  # the last two: a dtype that NumPy has not

@@ -36,6 +36,9 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.out = "results"  # folder that results are written to, made if needed
+    # Results and layers in config.out of the same settings, but of other data, versions of the methods or of jax, batch
+    # or block sizes or devices: not taken (same), or taken (any). What differs is printed.
+    config.reuse = "same"
 
     # The function of this config that makes model, data and metrics (see experiments/task.py): package.module:function
     config.task = "experiments.tasks.images:images"

@@ -7,9 +7,7 @@ each to {config.out}/ablation.jsonl, so that a stopped run goes on, and writes {
 """
 
 import functools
-import json
 import operator
-from pathlib import Path
 
 import numpy as np
 from absl import flags, logging
@@ -18,11 +16,15 @@ from tqdm import tqdm
 
 from beacon_jax import FloatStats, quantize
 from beacon_jax.batches import example_count, take
+from beacon_jax.disk import replace_text
 from beacon_jax.layer_errors import layer_errors
-from experiments import common
+from experiments import common, hosts
 from experiments.experiment import Experiment
+from experiments.grid import check_once
+from experiments.lines import read_lines
 from experiments.mixed import spec_of
-from experiments.results import append_line, complete_lines
+from experiments.provenance import taken
+from experiments.run_folder import RunFolder
 from experiments.task import identity_of, make_task
 
 _ALPHABETS = flags.DEFINE_list("alphabets", ["1.58", "2", "3", "4"], "The alphabets.")
@@ -60,6 +62,7 @@ ROWS = (
     ),
 )
 BASE = "Beacon"
+LINES, TABLE = "ablation.jsonl", "ablation.md"
 SAID = {"float": "without error correction", "both": "with error correction"}
 
 
@@ -75,17 +78,26 @@ def first_examples(batches, count):
 class Ablation:
     """A task's float model and data."""
 
-    def __init__(self, config):
+    def __init__(self, config, folder: RunFolder):
         self.config, self.task = config, make_task(config)
-        self.experiment = Experiment(config, self.task)
+        self.experiment = Experiment(config, self.task, folder)
         self.held_out = list(first_examples(self.task.test, _HELD_OUT.value))
         self.drawn = functools.lru_cache(maxsize=1)(self.task.calibration)
         self.shared: dict = {}
 
+    def quant(self, method, options, more, calibrate_on, alphabet) -> dict:
+        """The fields of config.quant."""
+        own = dict(method=method, options=options, calibrate_on=calibrate_on, alphabet=alphabet, **more)
+        return {**self.config.quant.to_dict(), **own}
+
+    def made_with(self, method, options, more, calibrate_on, alphabet, seed) -> dict[str, str]:
+        """See provenance.py."""
+        quant = self.quant(method, options, more, calibrate_on, alphabet)
+        return self.experiment.provenance.of(quant, self.config.data.calibration_images, seed)
+
     def run(self, method, options, more, calibrate_on, alphabet, seed) -> dict:
         """One line: the mean error of the layers, and the metrics."""
-        quant = dict(method=method, options=options, calibrate_on=calibrate_on, alphabet=alphabet, **more)
-        quant, task = {**self.config.quant.to_dict(), **quant}, self.task
+        quant, task = self.quant(method, options, more, calibrate_on, alphabet), self.task
         spec = spec_of(quant)
         batches = self.drawn(self.config.data.calibration_images, seed)
         params = self.experiment.float_params(quant, batches)
@@ -172,39 +184,61 @@ def _number(lines, keys, form, title, alphabet):
     return lines.number(title, alphabet, *keys, form=form)
 
 
-def main(_):
-    config = common.get_config()
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "ablation.jsonl"
-    lines = [json.loads(line) for line in complete_lines(path)]
-    ablation = Ablation(config)
-    about = dict(
-        identity=ablation.task.fingerprint(), examples=config.data.calibration_images, held_out=_HELD_OUT.value
-    )
-    rows = [ROWS[int(i)] for i in _STEPS.value] or ROWS
-    cells = [
-        (row, dict(title=row[0], calibrate_on=on, alphabet=alphabet, seed=int(seed)))
-        for seed in _SEEDS.value
-        for on in ([_ONLY.value] if _ONLY.value else SAID)
-        for alphabet in _ALPHABETS.value
+def cells(rows, alphabets, seeds, streams) -> list[tuple]:
+    """(row, what its line says of its place) of everything to run. ValueError on what is there twice."""
+    for flag, values in (("steps", [row[0] for row in rows]), ("alphabets", alphabets), ("seeds", seeds)):
+        check_once(f"--{flag}", values)
+    return [
+        (row, dict(title=row[0], calibrate_on=on, alphabet=alphabet, seed=seed))
+        for seed in seeds
+        for on in streams
+        for alphabet in alphabets
         for row in rows
         if on == "both" or "residual" not in row[2]  # which differs from the float one by error correction alone
     ]
-    shown = []
+
+
+def _checked(line: dict) -> tuple:
+    """(settings, facts, line), KeyError where it is none of this script."""
+    return line["settings"], line["made_with"], line
+
+
+def main(_):
+    config = common.get_config()
+    rows = [ROWS[int(i)] for i in _STEPS.value] or ROWS
+    todo = cells(rows, _ALPHABETS.value, [int(seed) for seed in _SEEDS.value], [_ONLY.value] if _ONLY.value else SAID)
+    with RunFolder(config.out) as folder:
+        print(run(config, folder, todo))
+    print(f"lines: {folder.path / LINES}\ntable: {folder.path / TABLE}")
+
+
+def run(config, folder: RunFolder, todo: list[tuple]) -> str:
+    """Runs what is missing in the folder's lines; returns the tables."""
+    folder.try_files(LINES, TABLE)
+    found = read_lines(folder.path / LINES, _checked)
+    ablation = Ablation(config, folder)
+    about = dict(identity=ablation.task.fingerprint(), dtype=config.execution.forward_dtype)
+    about |= dict(examples=config.data.calibration_images, held_out=_HELD_OUT.value)
     common_fields = {name: config.quant[name] for name in ("balance_rows", "row_weights")}
-    for (_, method, options, more), cell in tqdm(cells, desc="cells", unit="cell", disable=None):
-        key = identity_of(**about, **cell, method=method, options=options, **{**common_fields, **more})
-        line = next((line for line in lines if line["key"] == key), None)
+    asked = []
+    for (_, method, options, more), cell in todo:
+        settings = identity_of(**about, **cell, method=method, options=options, **{**common_fields, **more})
+        made_with = ablation.made_with(method, options, more, cell["calibrate_on"], cell["alphabet"], cell["seed"])
+        asked.append((settings, made_with))
+    there = taken(asked, found, config.reuse, f"results in {folder.path / LINES}")
+    shown = []
+    for ((_, method, options, more), cell), (settings, made_with), line in tqdm(
+        list(zip(todo, asked, there, strict=True)), desc="cells", unit="cell", disable=None
+    ):
         if line is None:
-            found = ablation.run(method, options, more, cell["calibrate_on"], cell["alphabet"], cell["seed"])
-            line = dict(key=key, **cell, **found)
-            append_line(path, line)
+            result = ablation.run(method, options, more, cell["calibrate_on"], cell["alphabet"], cell["seed"])
+            line = dict(settings=settings, made_with=made_with, **cell, **result)
+            folder.append(LINES, line)
             logging.info("%s, %s, %s bit: %.5f", cell["title"], cell["calibrate_on"], cell["alphabet"], line["error"])
         shown.append(line)
-        (out / "ablation.md").write_text(markdown(shown, ablation.task.metrics), encoding="utf-8")
-    print(markdown(shown, ablation.task.metrics))
-    print(f"lines: {path}\ntable: {out / 'ablation.md'}")
+        if hosts.first():
+            replace_text(folder.path / TABLE, markdown(shown, ablation.task.metrics))
+    return markdown(shown, ablation.task.metrics)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,8 @@ _CACHE = flags.DEFINE_string(
 
 # "~" where a flag's value begins with it, which shells leave as it is.
 _HOME = re.compile(r"^(--?[\w.]+=)~(?=/|$)")
+WRONG_INPUT, FAILURE = 2, 1  # exit codes
+
 # Keys of a configuration that are paths.
 _PATHS = ("out", "model.checkpoint", "data.root", "train.float_checkpoint")
 
@@ -51,17 +54,35 @@ def _at(config: ConfigDict, key: str) -> str:
     return config
 
 
-def run(main) -> None:
-    """Runs main(argv). A mistake in its input ends it with one sentence; --verbosity=1 gives the traceback as well.
+class Failed(Exception):
+    """A run that did what it could with good input, and did not succeed in all of it."""
 
+
+def _exit_code(error: BaseException) -> int:
+    """2 for what is wrong with the input, 1 for what failed."""
+    wrong = (ValueError, ImportError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+    return WRONG_INPUT if isinstance(error, wrong) else FAILURE
+
+
+def _end(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def run(main) -> None:
+    """Runs main(argv). An error that a user can meet ends it with one sentence, and a traceback with --verbosity=1.
+
+    Exit codes: 2 for wrong input, 1 for a failure (a full disk, memory, a run that was stopped, an error of ours).
     SIGTERM, the notice that a pre-empted machine gets, ends it in order, so that temporary files are removed.
     """
 
     def parse(argv):
         try:
-            return app.parse_flags_with_usage([_HOME.sub(r"\1" + os.path.expanduser("~"), word) for word in argv])
+            return flags.FLAGS([_HOME.sub(r"\1" + os.path.expanduser("~"), word) for word in argv])
+        except flags.Error as error:
+            _end(str(error), WRONG_INPUT)
         except (AttributeError, KeyError, TypeError) as error:  # what ml_collections raises for a key of --config
-            sys.exit(f"error: --config has no such key, or one of another type: {error}")
+            _end(f"--config has no such key, or one of another type: {error}", WRONG_INPUT)
 
     def guarded(argv):
         if not flags.FLAGS["verbosity"].present:
@@ -77,14 +98,14 @@ def run(main) -> None:
                         contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w", encoding="utf-8")))
                     )
                 main(argv)
-        except (ValueError, OSError, ImportError) as error:
+        except (ValueError, OSError, ImportError, Failed) as error:
             if logging.level_debug():
                 raise
-            sys.exit(f"error: {error}")
+            _end(str(error), _exit_code(error))
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) or logging.level_debug():
                 raise
-            sys.exit(f"error: out of memory; lower data.batch_size or set options.channel_chunk ({str(error)[:200]})")
+            _end(f"out of memory; lower data.batch_size or set options.channel_chunk ({str(error)[:200]})", FAILURE)
         except KeyboardInterrupt:
             sys.exit("interrupted; the same command goes on from here")
 
@@ -99,10 +120,13 @@ def _keep_compiled_code() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def make_execution(config: ConfigDict) -> Execution:
-    """How config.execution says that models are run: storage, dtype, devices. ValueError on what is not known."""
+def make_execution(config: ConfigDict, folder: Path | None = None) -> Execution:
+    """How config.execution says that models are run: storage, dtype, devices. ValueError on what is not known.
+
+    Calibration data waits in the folder, or in a temporary one where there is none.
+    """
     fields = config.execution.to_dict()
-    return Execution(**fields | {"mesh": make_mesh(**fields["mesh"])})
+    return Execution(**fields | {"mesh": make_mesh(**fields["mesh"])}, folder=folder)
 
 
 def forward_function(apply, execution: Execution):

@@ -13,6 +13,7 @@ from pathlib import Path
 from absl import flags
 
 from beacon_jax import save_params
+from beacon_jax.disk import try_place
 from beacon_jax.models.checkpoint_config import check_configs
 from beacon_jax.models.convert import convert_state_dict
 from beacon_jax.models.state_dict import ENDINGS, read_state_dict
@@ -66,6 +67,7 @@ def fetch(repository: str, revision: str) -> Path:
 
 def main(_):
     model = create_vit(_MODEL.value)
+    try_place(_OUT.value)
     source = _SOURCE.value or HUB.get(_MODEL.value)
     if source is None:
         raise ValueError(f"{_MODEL.value} has no checkpoint on the hub; give a local file with --source")

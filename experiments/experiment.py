@@ -18,15 +18,18 @@ from beacon_jax.norms import norm_paths
 from beacon_jax.pipeline import plan_layers
 from experiments import common, mixed, row_scales
 from experiments.grid import Cell, norm_tuning
+from experiments.provenance import Provenance
 from experiments.results import LayerStore, Result
+from experiments.run_folder import RunFolder
 from experiments.task import Task
 
 
 class Experiment:
     """A task's float model and data, and what is done with them for one cell of a table."""
 
-    def __init__(self, config, task: Task):
-        self.task, self.execution = task, common.make_execution(config)
+    def __init__(self, config, task: Task, folder: RunFolder | None = None):
+        """Calibration data waits in the run's folder, or in a temporary one where there is none."""
+        self.task, self.execution = task, common.make_execution(config, folder and folder.activations)
         self.apply = common.forward_function(task.apply, self.execution)
         self.skipped: dict[str, int] = {}  # examples left out of the latest calibration, tuning and test
         self.bit_widths = ""  # the table of those chosen for the latest cell with a budget
@@ -35,6 +38,7 @@ class Experiment:
         # Examples of the latest calibration and the latest tuning, decoded once; statistics that rows share.
         self._drawn = functools.lru_cache(maxsize=2)(self._draw)
         self._float_stats = functools.lru_cache(maxsize=1)(lambda count, seed, balanced: FloatStats())
+        self.provenance = Provenance(task, self.execution, self._drawn)
 
     def predictor(self, params: Any):
         """The function from a batch to the outputs with these parameters."""
@@ -131,10 +135,15 @@ class Experiment:
         for cell in group:
             if cell.tuning is None:
                 about = {} if done is None else dict(layers=tuple(done.reports), coverage=_shares(done))
-                yield Result(cell, self.evaluate(params), skipped=dict(self.skipped), **about)
+                yield Result(cell, self.evaluate(params), skipped=self._skipped_of(cell), **about)
             else:  # the layers stay as they are
                 tuned = self.tune(cell, params)
-                yield Result(cell, self.evaluate(tuned.params), skipped=dict(self.skipped), tuned=tuned.summary())
+                yield Result(cell, self.evaluate(tuned.params), skipped=self._skipped_of(cell), tuned=tuned.summary())
+
+    def _skipped_of(self, cell: Cell) -> dict[str, int]:
+        """What of `skipped` concerns a cell, whatever was computed before it."""
+        concerns = {"calibration": cell.quant is not None, "tuning": cell.tuning is not None, "test": True}
+        return {name: self.skipped[name] for name, concerned in concerns.items() if concerned}
 
     def check(self, cells: list[Cell]) -> None:
         """Raises ValueError for what can be known to fail before any cell runs.

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from tabulate import tabulate
 
 from beacon_jax import ModelRecord, PackedLeaf, load_packed, load_quantized, load_record
+from beacon_jax.disk import try_place
 from beacon_jax.evaluate import Measured
 from beacon_jax.models.export import save_state_dict
 from beacon_jax.models.vit import create_vit
@@ -86,6 +87,7 @@ def _compared(now: Measured, then: Measured) -> str:
 
 def export(path: str | Path, out: str | Path, naming: str, model: str | None = None) -> str:
     """Writes the file and says what is in it. ValueError where the model is not known, or not that of the file."""
+    try_place(out)
     name = model or load_record(path).model
     if not name:
         raise ValueError(f"{path} does not say of which model it is; give --model")

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -9,12 +11,12 @@ from ml_collections import ConfigDict
 from beacon_jax.norm_tuning import NormTuning
 from beacon_jax.quant.alphabets import make_alphabet
 from experiments import mixed, row_scales
-from experiments.methods import method_options, speed_only
+from experiments.methods import method_options, rounding_only
 from experiments.task import identity_of
 
 TUNED = " + norm tuning"
 FLOAT = "Float"
-RESULTS_VERSION = 4  # to be raised when the same config comes to give another result
+RESULTS_VERSION = 5  # to be raised when the same config comes to give another result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +29,9 @@ class Cell:
       seed, calibration_images: of the calibration examples, and how many.
       quant: the fields of its QuantSpec, with a budget as in mixed.py; None for the float model.
       tuning: what `norm_tuning_fields` gives; None without norm tuning.
-      key: the fingerprint of its result.
-      quant_key: that of the quantized model, which cells before and after norm tuning share.
+      settings: a digest of what the configuration says that decides the result, and of model and weights.
+      quant_settings: of what decides the quantized model, which cells before and after norm tuning share.
+      made_with: what else decides it (see provenance.py); empty before it is known.
     """
 
     title: str
@@ -37,8 +40,24 @@ class Cell:
     calibration_images: int
     quant: dict | None
     tuning: dict | None
-    key: str
-    quant_key: str
+    settings: str
+    quant_settings: str
+    made_with: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """The fingerprint of its result."""
+        return identity_of(settings=self.settings, made_with=self.made_with)
+
+    @property
+    def quant_made_with(self) -> dict[str, str]:
+        """What of `made_with` decides the quantized model."""
+        return {name: fact for name, fact in self.made_with.items() if not name.startswith(("test", "tuning"))}
+
+    @property
+    def quant_key(self) -> str:
+        """The fingerprint of the quantized model."""
+        return identity_of(settings=self.quant_settings, made_with=self.quant_made_with)
 
     @property
     def row(self) -> str:
@@ -50,9 +69,13 @@ def cells(config: ConfigDict, identity: str) -> list[Cell]:
     """Every cell of the table, the float model first; `identity` is the Task's, of model, weights and data.
 
     Raises:
-      ValueError: an unknown row, alphabet or option; every such mistake is found before the first cell runs.
+      ValueError: an unknown row, alphabet or option, or one given twice; every such mistake is found before the first
+        cell runs.
     """
     table = config.table
+    for key in ("rows", "seeds", "calibration_images", "sweeps", "bits_per_parameter"):
+        check_once(f"config.table.{key}", table[key])
+    check_once("config.table.alphabets", [tuple(make_alphabet(name).tolist()) for name in _names(table)], _names(table))
     tunings = [None, norm_tuning_fields(config)] if config.norm_tuning.enabled else [None]
     sizes = tuple(table.calibration_images) or (config.data.calibration_images,)
     grid = [_cell(config, identity, FLOAT, "", 0, 0, None, None)]
@@ -87,7 +110,7 @@ def _common_fields(config: ConfigDict) -> dict:
 
 def _columns(config: ConfigDict) -> dict[str, dict]:
     """{column: its fields of a cell}: the alphabets, then the budgets."""
-    names = [alphabet_name(alphabet) for alphabet in config.table.alphabets]
+    names = _names(config.table)
     budgets = tuple(config.table.bits_per_parameter)
     if not budgets and config.quant.bits_per_parameter is not None:
         budgets = (config.quant.bits_per_parameter,)
@@ -121,6 +144,19 @@ def _own_sweeps(table, quant: dict, alphabet: str) -> dict:
     return quant["options"]
 
 
+def _names(table) -> list[str]:
+    return [alphabet_name(alphabet) for alphabet in table.alphabets]
+
+
+def check_once(key: str, values: Sequence[Any], names: Sequence[Any] | None = None) -> None:
+    """Raises ValueError where a value is there twice, which would count one result as two; names are to be shown."""
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            first, second = ((names or values)[j] for j in (values.index(value), i))
+            also = "" if first == second else f" (as {first!r}, too)"
+            raise ValueError(f"{key} has {second!r} twice{also}; each may be there once")
+
+
 def alphabet_name(alphabet) -> str:
     """The name under which a table shows an alphabet given by name, number or levels."""
     name = str(alphabet) if np.isscalar(alphabet) else ",".join(f"{level:g}" for level in alphabet)
@@ -145,15 +181,15 @@ def _cell(config, identity, title, alphabet, seed, calibration_images, quant, tu
     decides = dict(version=RESULTS_VERSION, task=config.task, identity=identity)
     decides |= dict(forward_dtype=config.execution.forward_dtype, quant=_deciding(quant))
     decides |= dict(seed=seed, calibration_images=calibration_images)
-    key = identity_of(**decides, tuning=tuning)
-    return Cell(title, alphabet, seed, calibration_images, quant, tuning, key, identity_of(**decides))
+    settings = identity_of(**decides, tuning=tuning)
+    return Cell(title, alphabet, seed, calibration_images, quant, tuning, settings, identity_of(**decides))
 
 
 def _deciding(quant: dict | None) -> dict | None:
-    """What of a QuantSpec's fields decides the result: not what is unset, nor what changes only speed and memory."""
+    """What of a QuantSpec's fields decides the result: not what is unset, nor what counts as rounding."""
     if quant is None:
         return None
     fields = {key: value for key, value in quant.items() if key not in ("allow_few_rows", "strict", row_scales.KEY)}
     fields |= {row_scales.KEY: True} if row_scales.wanted(quant) else {}
-    options = {key: v for key, v in quant["options"].items() if v is not None and key not in speed_only()}
+    options = {key: v for key, v in quant["options"].items() if v is not None and key not in rounding_only()}
     return {**fields, "options": options}

@@ -39,9 +39,14 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
+def alone() -> bool:
+    """Whether there are no other processes."""
+    return jax.process_count() == 1
+
+
 def from_first(value: Any) -> Any:
     """The first process's value, in every process; what the others pass is not looked at."""
-    if jax.process_count() == 1:
+    if alone():
         return value
     data = np.frombuffer(pickle.dumps(value) if first() else b"", np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int64(data.size)))

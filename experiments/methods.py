@@ -17,6 +17,6 @@ def option_types() -> dict[str, type]:
     return {field.name: (typing.get_args(field.type) or (field.type,))[0] for field in fields}
 
 
-def speed_only() -> set[str]:
-    """The options that change speed and memory alone."""
-    return set().union(*(method.speed_only for method in METHODS.values()))
+def rounding_only() -> set[str]:
+    """The options that change time, memory and, but for rounding, not the result."""
+    return set().union(*(method.rounding_only for method in METHODS.values()))

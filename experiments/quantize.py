@@ -6,28 +6,59 @@ config.norm_tuning.enabled the normalization layers are tuned afterwards. A run 
 """
 
 import dataclasses
-from pathlib import Path
 
+import jax
 from tabulate import tabulate
 
 from beacon_jax import save_quantized
+from beacon_jax.disk import try_place
 from experiments import common, hosts, mixed
 from experiments.experiment import Experiment
 from experiments.grid import single_cell
-from experiments.results import LayerStore, append_line
+from experiments.layer_folders import open_store, remove_finished
+from experiments.lines import read_lines
+from experiments.provenance import check_reuse
+from experiments.run_folder import RunFolder
 from experiments.task import make_task
 
+MODEL, LINES = "quantized.safetensors", "quantize.jsonl"
 _COLUMNS = "layer kind shape method alphabet output_error mean_cosine min_cosine dead rows solve_seconds".split()
 
 
 def main(_):
     config = common.get_config()
+    check_reuse(config.reuse)
+    with RunFolder(config.out) as folder:
+        _quantize(config, folder)
+
+
+def _checked(line: dict) -> dict:
+    """A line, KeyError where it is none of this script."""
+    line["quant_key"]
+    return line
+
+
+def _drop_finished_layers(lines: list[dict], folder: RunFolder) -> None:
+    """Removes the layers of models that were quantized to the end after these had been begun."""
+
+    def finished(key, about):
+        return "lines" in about and any(line["quant_key"] == key for line in lines[about["lines"] :])
+
+    remove_finished(folder, finished)
+
+
+def _quantize(config, folder: RunFolder) -> None:
     task = make_task(config)
     cell = single_cell(config, task.fingerprint())
-    experiment = Experiment(config, task)
+    experiment = Experiment(config, task, folder)
+    folder.try_files(MODEL, LINES)
     experiment.check([cell])
-    out = Path(config.out)
-    store = LayerStore(out / "layers" / cell.quant_key)
+    (cell,) = experiment.provenance.add_to([cell])
+    out = folder.path
+    try_place(out / MODEL, sum(leaf.nbytes for leaf in jax.tree.leaves(task.params)))
+    lines = read_lines(out / LINES, _checked)
+    _drop_finished_layers(lines, folder)
+    store = open_store(folder, cell, config.reuse, lines=len(lines))
     quantized = experiment.quantize(cell, store)
     evaluations = dict(float=experiment.evaluate(task.params), quantized=experiment.evaluate(quantized.params))
     params, tuning = quantized.params, None
@@ -50,15 +81,16 @@ def main(_):
         print(f"test data: {task.test.summary()}")
     if hosts.first():
         about = dict(model=config.model.name, fingerprint=cell.key, metrics=list(evaluations.values())[-1])
-        save_quantized(out / "quantized.safetensors", quantized, params=params, **about)
+        folder.check()
+        save_quantized(out / MODEL, quantized, params=params, **about)
     results = {
         which: {name: dataclasses.asdict(measured) for name, measured in evaluation.items()}
         for which, evaluation in evaluations.items()
     }
-    line = dict(config=config.to_dict(), **results, tuning=tuning, layers=reports)
-    append_line(out / "quantize.jsonl", line)
+    about = dict(key=cell.key, quant_key=cell.quant_key, made_with=cell.made_with, config=config.to_dict())
+    folder.append(LINES, dict(**about, **results, tuning=tuning, layers=reports))
     store.clear()
-    print(f"quantized model: {out / 'quantized.safetensors'}; result: {out / 'quantize.jsonl'}")
+    print(f"quantized model: {out / MODEL}; result: {out / LINES}")
 
 
 if __name__ == "__main__":

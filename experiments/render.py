@@ -162,7 +162,7 @@ def plot(results: Sequence[Result], metrics: Metrics, path: Path) -> None:
     axes.grid(alpha=0.3)
     if results:
         axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, format="png")
 
 
 def _line(axes, results: list[Result], alphabets: list[str], look: int, value) -> None:

@@ -3,18 +3,22 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import logging
 
 from beacon_jax import LayerReport
 from beacon_jax.checkpoint import load_layer, save_layer
+from beacon_jax.disk import disk_errors, replace_text
 from beacon_jax.evaluate import Measured
 from experiments import hosts
 from experiments.grid import Cell
+from experiments.lines import read_lines
+
+ABOUT = "about.json"
+DELETED = ".deleted"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +54,8 @@ class Result:
     def line(self) -> dict[str, Any]:
         """As it is written."""
         found = dataclasses.asdict(self)
-        return (
-            found.pop("cell") | {"row": self.cell.row, "layer_error": self.layer_error, "seconds": self.seconds} | found
-        )
+        cell = found.pop("cell") | {"key": self.cell.key, "row": self.cell.row}
+        return cell | {"layer_error": self.layer_error, "seconds": self.seconds} | found
 
     @classmethod
     def of_line(cls, line: Mapping[str, Any]) -> "Result":
@@ -71,74 +74,55 @@ def _report(fields: Mapping[str, Any]) -> LayerReport:
     return LayerReport(**{**fields, "shape": tuple(fields["shape"])})
 
 
-def read_results(path: Path) -> dict[str, Result]:
-    """{key: result} from JSON lines, as the first process finds them.
-
-    A last line cut short by an interruption is dropped from the file.
-    """
-    return hosts.from_first(_read_results(path) if hosts.first() else None)
+def read_results(path: Path) -> list[Result]:
+    """The results of a file, as the first process finds them. ValueError with path and number of what is no result."""
+    return read_lines(path, Result.of_line)
 
 
-def append_line(path: Path, line: Mapping[str, Any]) -> None:
-    """Adds a line of JSON; only the first process writes."""
-    if hosts.first():
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-
-def complete_lines(path: Path) -> list[str]:
-    """The lines of a file, none where there is no file; a last one cut short is dropped from it."""
-    if not path.exists():
-        return []
-    *complete, rest = path.read_text(encoding="utf-8").split("\n")
-    if rest:
-        logging.warning("%s ends in an unfinished line, which is dropped", path)
-        repaired = path.with_name(path.name + ".partial")
-        repaired.write_text("".join(line + "\n" for line in complete), encoding="utf-8")
-        repaired.replace(path)
-    return complete
-
-
-def _read_results(path):
-    results = {}
-    for number, line in enumerate(complete_lines(path), 1):
-        try:
-            result = Result.of_line(json.loads(line))
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"line {number} of {path} is not a result of this version of the script; remove it to go on"
-            ) from error
-        results[result.cell.key] = result
-    return results
+def read_about(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """The JSON of a file beside stored layers. ValueError, with the path, where it does not have these keys."""
+    with disk_errors(path, "read"):
+        held = path.read_bytes()
+    try:
+        said = json.loads(held)
+        complete = all(key in said for key in keys)
+    except (ValueError, TypeError):
+        complete = False
+    if not complete:
+        raise ValueError(f"{path} is damaged, or of another version of this script; remove its folder to go on")
+    return said
 
 
 class LayerStore:
     """The finished layers of one quantized model, each in a file of `folder`."""
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    def __init__(self, folder: Path, about: Mapping[str, Any] | None = None, check: Callable[[], None] = lambda: None):
+        """What of its cell it is `about` is written beside the layers; `check` is called before each is saved."""
+        self._folder, self._about, self._check = folder, about, check
 
     def save(self, report: LayerReport, matrix) -> None:
         """Keeps a layer; the file appears in one atomic step. Only the first process writes."""
         if not hosts.first():
             return
+        self._begin()
         name = report.layer.replace("/", ".") + ".safetensors"
         save_layer(self._folder / name, matrix, dataclasses.asdict(report))
 
     def save_choice(self, choice: Mapping[str, Any]) -> None:
         """Keeps which alphabets were chosen for the layers, as JSON, in one atomic step."""
         if hosts.first():
-            self._folder.mkdir(parents=True, exist_ok=True)
-            partial = self._folder / "choice.json.partial"
-            partial.write_text(json.dumps(choice), encoding="utf-8")
-            partial.replace(self._folder / "choice.json")
+            self._begin()
+            replace_text(self._folder / "choice.json", json.dumps(choice))
+
+    def _begin(self) -> None:
+        self._check()
+        if self._about is not None and not (self._folder / ABOUT).exists():
+            replace_text(self._folder / ABOUT, json.dumps(self._about))
 
     def load_choice(self) -> dict[str, Any] | None:
         """What `save_choice` kept, as the first process finds it; None where there is nothing."""
         path = self._folder / "choice.json"
-        return hosts.from_first(
-            json.loads(path.read_text(encoding="utf-8")) if hosts.first() and path.exists() else None
-        )
+        return hosts.from_first(read_about(path, ("rules", "shown")) if hosts.first() and path.exists() else None)
 
     def load(self) -> dict[str, tuple]:
         """{layer name: (report, quantized kernel)} of all that is kept, as the first process finds it."""
@@ -157,5 +141,8 @@ class LayerStore:
 
     def clear(self) -> None:
         """Deletes the layers, once the results that need them are written."""
-        if hosts.first():
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if hosts.first() and self._folder.exists():
+            deleted = self._folder.with_name(self._folder.name + DELETED)
+            shutil.rmtree(deleted, ignore_errors=True)
+            self._folder.rename(deleted)  # in one step, so that no half of it is taken for a stored model
+            shutil.rmtree(deleted, ignore_errors=True)

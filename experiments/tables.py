@@ -6,19 +6,27 @@ stopped goes on where it was: results in the file from the same config and the s
 again, nor are the layers that were finished. --render_only shows what is there.
 """
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
 from absl import flags, logging
 from tqdm import tqdm
 
+from beacon_jax.disk import replace_file, replace_text
 from experiments import common, hosts, render, row_scales
 from experiments.experiment import Experiment
 from experiments.grid import Cell, cells
-from experiments.results import LayerStore, Result, append_line, read_results
+from experiments.layer_folders import open_store, remove_finished
+from experiments.provenance import check_reuse, taken
+from experiments.results import Result, read_results
+from experiments.run_folder import RunFolder
 from experiments.task import Task, make_task
 
 _RENDER_ONLY = flags.DEFINE_bool("render_only", False, "Compute nothing; show the results that are there.")
+
+
+LINES = "results.jsonl"
 
 
 class RenderError(ValueError):
@@ -37,22 +45,22 @@ def render_all(grid: list[Cell], results: dict[str, Result], config, task: Task)
     try:
         markdown = render.markdown(grid, here, task.metrics, [tuple(number) for number in own])
         if hosts.first():
-            (out / "table.md").write_text(markdown, encoding="utf-8")
-            render.write_csv(here, out / "table.csv")
-            render.plot(here, task.metrics, out / f"{task.main}.png")
+            replace_text(out / "table.md", markdown)
+            replace_file(out / "table.csv", lambda path: render.write_csv(here, path))
+            replace_file(out / f"{task.main}.png", lambda path: render.plot(here, task.metrics, path))
     except OSError:
         raise
     except Exception as error:  # whatever these libraries raise
         reason = f"{type(error).__name__}: {error}"
-        raise RenderError(f"the results are in {out / 'results.jsonl'}, but cannot be shown ({reason})") from error
+        raise RenderError(f"the results are in {out / LINES}, but cannot be shown ({reason})") from error
     return markdown
 
 
-def compute(grid: list[Cell], results: dict[str, Result], config, task: Task) -> list[str]:
+def compute(
+    grid: list[Cell], results: dict[str, Result], config, experiment: Experiment, folder: RunFolder
+) -> list[str]:
     """Computes what is missing of `results`, and adds it there and to the file; returns what failed."""
-    experiment = Experiment(config, task)
-    experiment.check(grid)
-    out = Path(config.out)
+    task = experiment.task
     groups: dict[str, dict[str, Cell]] = {}
     # Cells of the same calibration examples one after another, since they share what is computed from these.
     for cell in sorted(grid, key=lambda cell: (cell.calibration_images, cell.seed, row_scales.wanted(cell.quant))):
@@ -60,15 +68,15 @@ def compute(grid: list[Cell], results: dict[str, Result], config, task: Task) ->
             groups.setdefault(cell.quant_key, {})[cell.key] = cell
     failures = []
     with tqdm(desc="results", unit="result", total=sum(map(len, groups.values()))) as bar:
-        for quant_key, cells_by_key in groups.items():
+        for cells_by_key in groups.values():
             group = list(cells_by_key.values())
             name = f"{group[0].row}, {group[0].alphabet} bit" if group[0].quant else group[0].row
             bar.set_postfix_str(name)
-            store = LayerStore(out / "layers" / quant_key)
             try:
+                store = open_store(folder, group[0], config.reuse)
                 for result in experiment.results(group, store):
                     results[result.cell.key] = result
-                    append_line(out / "results.jsonl", result.line())
+                    folder.append(LINES, result.line())
                     try:
                         render_all(grid, results, config, task)
                     except RenderError as error:  # the end of the run says so again
@@ -82,24 +90,48 @@ def compute(grid: list[Cell], results: dict[str, Result], config, task: Task) ->
     return failures
 
 
+def known(grid: list[Cell], config) -> dict[str, Result]:
+    """{key: result} of the cells whose results are in the file; see provenance.taken for what counts as such."""
+    path = Path(config.out) / LINES
+    found = [(result.cell.settings, result.cell.made_with, result) for result in read_results(path)]
+    results = taken([(cell.settings, cell.made_with) for cell in grid], found, config.reuse, f"results in {path}")
+    return {cell.key: result for cell, result in zip(grid, results, strict=True) if result is not None}
+
+
+def drop_finished_layers(grid: list[Cell], results: dict[str, Result], folder: RunFolder) -> None:
+    """Removes the layers of models whose results are all there."""
+    needed = {cell.quant_key for cell in grid if cell.key not in results}
+    finished = {cell.quant_key for cell in grid} - needed
+    remove_finished(folder, lambda key, _: key in finished)
+
+
 def main(_):
     config = common.get_config()
-    task = make_task(config)
-    grid = cells(config, task.fingerprint())
+    check_reuse(config.reuse)
     out = Path(config.out)
-    if hosts.first():
-        out.mkdir(parents=True, exist_ok=True)
-    results = read_results(out / "results.jsonl")
-    before = sum(cell.key in results for cell in grid)
-    failures = [] if _RENDER_ONLY.value else compute(grid, results, config, task)
-    after = sum(cell.key in results for cell in grid)
-    print(render_all(grid, results, config, task))
+    with contextlib.ExitStack() as stack:
+        # What only shows results may do so beside the run that computes them.
+        folder = None if _RENDER_ONLY.value else stack.enter_context(RunFolder(out))
+        task = make_task(config)
+        grid = cells(config, task.fingerprint())
+        experiment = Experiment(config, task, folder)
+        if folder is not None:
+            folder.try_files(LINES, "table.md", "table.csv", f"{task.main}.png")
+            experiment.check(grid)
+        grid = experiment.provenance.add_to(grid)
+        results, failures = known(grid, config), []
+        before = len(results)
+        if folder is not None:
+            drop_finished_layers(grid, results, folder)
+            failures = compute(grid, results, config, experiment, folder)
+        print(render_all(grid, results, config, task))
+    after = len(results)
     print(f"{after - before} of {len(grid)} results computed, {before} were there already, {len(grid) - after} missing")
     print(f"table: {out / 'table.md'} and {out / 'table.csv'}")
     print(f"plot:  {out / task.main}.png")
-    print(f"lines: {out / 'results.jsonl'}")
+    print(f"lines: {out / LINES}")
     if failures:
-        raise ValueError(f"{len(failures)} could not be computed: " + "; ".join(failures))
+        raise common.Failed(f"{len(failures)} could not be computed: " + "; ".join(failures))
 
 
 if __name__ == "__main__":

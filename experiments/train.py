@@ -4,10 +4,11 @@ Writes the parameters to config.train.float_checkpoint and prints the test accur
 every config.train.save_every steps, and a run that was stopped goes on from there: same config, same result.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -18,11 +19,15 @@ from flax import serialization
 from flax.traverse_util import path_aware_map
 from tqdm import tqdm
 
-from beacon_jax import checkpoint
+from beacon_jax import Execution, checkpoint
+from beacon_jax.batches import content_digest
+from beacon_jax.disk import disk_errors, replace_file, try_place
 from beacon_jax.evaluate import Top1, evaluate
 from experiments import common
 from experiments.augment import AUGMENTATIONS
+from experiments.locks import Lock
 from experiments.networks import Network, create_network
+from experiments.provenance import check_reuse, difference, machine
 from experiments.tasks.images import batches
 
 
@@ -84,37 +89,50 @@ def fingerprint(config) -> str:
 
 
 class Progress:
-    """The training in a file: parameters, the state of `make_step`, and the number of steps done."""
+    """The training in a file: parameters, the state of `make_step`, and the number of steps done.
+
+    `made_with` is to hold, before it is loaded or saved, what else than the configuration decides the training (see
+    provenance.py): with config.reuse "same" a state that was made with something else is refused.
+    """
 
     def __init__(self, path: Path, config):
-        self._path, self._fingerprint = path, fingerprint(config)
+        check_reuse(config.reuse)
+        self._path, self._fingerprint, self._reuse = path, fingerprint(config), config.reuse
+        self.made_with: dict[str, str] = {}
 
     def load(self, params, state):
-        """(params, state, steps done), as saved, or as given where there is nothing yet."""
+        """(params, state, steps done), as saved, or as given where there is nothing yet.
+
+        ValueError for a damaged file, and for one of another training.
+        """
         if not self._path.exists():
             return params, state, 0
         try:
-            saved = serialization.msgpack_restore(self._path.read_bytes())
-            belongs, step = saved["config"] == self._fingerprint, int(saved["step"])
+            with disk_errors(self._path, "read"):
+                saved = serialization.msgpack_restore(self._path.read_bytes())
+            belongs, step, made_with = saved["config"] == self._fingerprint, int(saved["step"]), saved["made_with"]
             if belongs:
                 params, state = serialization.from_state_dict((params, state), saved["state"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self._path} is damaged ({error}); remove it to start afresh") from error
         if not belongs:
             raise ValueError(f"{self._path} belongs to another configuration; remove it to start afresh")
+        if made_with != self.made_with:
+            said = f"{self._path} was made with {difference(made_with, self.made_with)}"
+            if self._reuse == "same":
+                raise ValueError(f"{said}; remove it to start afresh, or go on from it with --config.reuse=any")
+            tqdm.write(f"{said}: taken, by --config.reuse=any")
         return *jax.tree.map(jnp.asarray, (params, state)), step
 
     def save(self, params, state, step: int) -> None:
         """Replaces the file in one atomic step."""
         whole = {
             "config": self._fingerprint,
+            "made_with": self.made_with,
             "step": step,
             "state": jax.tree.map(np.asarray, serialization.to_state_dict((params, state))),
         }
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_name(self._path.name + ".partial")
-        partial.write_bytes(serialization.msgpack_serialize(whole))
-        partial.replace(self._path)
+        replace_file(self._path, lambda partial: partial.write_bytes(serialization.msgpack_serialize(whole)))
 
     def remove(self) -> None:
         """Deletes the file, which a finished training no longer needs."""
@@ -132,6 +150,7 @@ def fit(config, progress: Progress):
     steps = len(labels) // train.batch_size
     if not steps:
         raise ValueError(f"train.batch_size={train.batch_size} exceeds the {len(labels)} training images")
+    progress.made_with = {"data": content_digest([batch])[0][:16], **machine(Execution())}
     network = create_network(config.model.name)
     init_key, key = jax.random.split(jax.random.key(config.seed))
     params, statistics = network.init(init_key, images[:1])
@@ -153,17 +172,35 @@ def fit(config, progress: Progress):
     return network.variables(params, state["statistics"])
 
 
+@contextlib.contextmanager
+def place_for(config, *more: Path) -> Iterator[Path]:
+    """The checkpoint's path, tried and locked, and the others tried. ValueError without one, OSError for the disk."""
+    if not config.train.float_checkpoint:
+        raise ValueError("--config.train.float_checkpoint is empty: where should the parameters go?")
+    path = Path(config.train.float_checkpoint)
+    for tried in (path, training_path(path), *more):
+        try_place(tried)
+    lock = Lock(path.with_name(path.name + ".lock"), path, "config.train.float_checkpoint")
+    try:
+        yield path
+    finally:
+        lock.close()
+
+
+def training_path(path: Path) -> Path:
+    """Where the state of a checkpoint's training lies."""
+    return path.with_name(path.name + ".training")
+
+
 def main(_):
     config = common.get_config()
-    path = config.train.float_checkpoint
-    if not path:
-        raise ValueError("--config.train.float_checkpoint is empty: where should the parameters go?")
-    network = create_network(config.model.name)
-    test = batches(config, "test")
-    progress = Progress(Path(path + ".training"), config)
-    variables = fit(config, progress)
-    checkpoint.save_params(path, variables, model=config.model.name)
-    progress.remove()
+    with place_for(config) as path:
+        network = create_network(config.model.name)
+        test = batches(config, "test")
+        progress = Progress(training_path(path), config)
+        variables = fit(config, progress)
+        checkpoint.save_params(path, variables, model=config.model.name)
+        progress.remove()
     apply, params = network.inference(variables)
     forward = jax.jit(lambda params, batch: apply(params, batch["image"]))
     top1 = evaluate(functools.partial(forward, params), test, {"top1": Top1()})["top1"]

@@ -7,7 +7,6 @@ that was stopped goes on from there: same config, same result.
 """
 
 import math
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +14,15 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from beacon_jax import checkpoint
+from beacon_jax import Execution, checkpoint
+from beacon_jax.batches import content_digest
+from beacon_jax.disk import replace_text
 from beacon_jax.models.decoder import create_decoder
 from experiments import common
+from experiments.provenance import machine
 from experiments.text import read_corpus, split_texts
 from experiments.tokens import CONTEXT, ArrayBatches, encode, tokenizer_path, train_tokenizer, windows
-from experiments.train import Progress, make_optimizer
+from experiments.train import Progress, make_optimizer, place_for, training_path
 
 
 def muon(path: tuple[str, ...], _value) -> optax.contrib.MuonDimensionNumbers | None:
@@ -83,6 +85,8 @@ def fit(config, documents: list[list[int]], progress: Progress, report=None):
     steps = sum(len(d) + 1 for d in documents) // CONTEXT // train.batch_size
     if not steps:
         raise ValueError(f"train.batch_size={train.batch_size} windows of {CONTEXT} tokens exceed the training text")
+    tokens = {"tokens": np.concatenate([np.asarray(document, np.int32) for document in documents])}
+    progress.made_with = {"data": content_digest([tokens])[0][:16], **machine(Execution())}
     model = create_decoder(config.model.name)
     init_key, key = jax.random.split(jax.random.key(config.seed))
     params = jax.jit(model.init)(init_key, jnp.zeros((1, CONTEXT), jnp.int32))["params"]
@@ -107,23 +111,22 @@ def fit(config, documents: list[list[int]], progress: Progress, report=None):
 
 def main(_):
     config = common.get_config()
-    path = config.train.float_checkpoint
-    if not path:
-        raise ValueError("--config.train.float_checkpoint is empty: where should the parameters go?")
-    model = create_decoder(config.model.name)
-    training_texts, test_texts = split_texts(read_corpus())
-    tokenizer = train_tokenizer(training_texts, model.vocabulary)
-    test_documents = encode(tokenizer, test_texts)
-    test = ArrayBatches(windows(test_documents, CONTEXT), config.train.batch_size)
-    progress = Progress(Path(path + ".training"), config)
+    own = tokenizer_path(config.train.float_checkpoint or "none")
+    with place_for(config, own) as path:
+        model = create_decoder(config.model.name)
+        training_texts, test_texts = split_texts(read_corpus())
+        tokenizer = train_tokenizer(training_texts, model.vocabulary)
+        test_documents = encode(tokenizer, test_texts)
+        test = ArrayBatches(windows(test_documents, CONTEXT), config.train.batch_size)
+        progress = Progress(training_path(path), config)
 
-    def report(epochs, params):
-        tqdm.write(f"after {epochs} epochs: test loss {mean_loss(model, params, test):.4f}")
+        def report(epochs, params):
+            tqdm.write(f"after {epochs} epochs: test loss {mean_loss(model, params, test):.4f}")
 
-    params = fit(config, encode(tokenizer, training_texts), progress, report)
-    checkpoint.save_params(path, params, model=config.model.name)
-    tokenizer_path(path).write_text(tokenizer.to_str(pretty=False), encoding="utf-8")
-    progress.remove()
+        params = fit(config, encode(tokenizer, training_texts), progress, report)
+        checkpoint.save_params(path, params, model=config.model.name)
+        replace_text(own, tokenizer.to_str(pretty=False))
+        progress.remove()
     loss = mean_loss(model, params, test)
     tokens, size = int(test.arrays["mask"].sum()), sum(len(text.encode()) for text in test_texts)
     bits = loss * tokens / size / math.log(2)

@@ -37,6 +37,18 @@ def test_the_first_examples():
     assert [len(batch["y"]) for batch in taken] == [4, 2]
 
 
+def test_what_is_to_be_run_is_there_once():
+    rows = ablation.ROWS[:2]
+    assert len(ablation.cells(rows, ["2", "3"], [0, 1], ["float", "both"])) == 16
+    for chosen, alphabets, seeds, message in (
+        (ablation.ROWS[:1] * 2, ["2"], [0], "--steps has 'RTN, least-squares scale' twice"),
+        (rows, ["2", "2"], [0], "--alphabets has '2' twice; each may be there once"),
+        (rows, ["2"], [0, 0], "--seeds has 0 twice"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ablation.cells(chosen, alphabets, seeds, ["float"])
+
+
 def run(*arguments):
     command = [sys.executable, "-m", "experiments.ablation", "--config=configs/digits.py", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from beacon_jax.batches import Rebatched, example_count, fingerprint, is_read_once, padded
+from beacon_jax.batches import Rebatched, content_digest, example_count, fingerprint, is_read_once, padded
 
 
 def batches(sizes):
@@ -53,3 +53,18 @@ def test_fingerprints_tell_batches_apart(rng):
     ]
     assert len({fingerprint(b) for b in (batch, *others)}) == 1 + len(others)
     assert fingerprint(batch) == fingerprint({**batch, "x": np.asfortranarray(x)})
+
+
+def test_a_digest_of_all_that_is_read(rng):
+    x, y = rng.normal(size=(10, 40, 3)).astype(np.float32), np.arange(10)
+
+    def cut(x, y, size):
+        return [{"x": x[i : i + size], "y": y[i : i + size]} for i in range(0, len(x), size)]
+
+    digest, largest = content_digest(cut(x, y, 4))
+    assert largest == 4 and content_digest(cut(x, y, 10)) == (digest, 10)
+    one = x.copy()
+    one[9, 39, 2] += 1e-3
+    others = [cut(one, y, 4), cut(-x, y, 4), cut(x[::-1], y, 4), cut(x, y[::-1], 4), cut(x[:9], y[:9], 4)]
+    others += [cut(x.reshape(10, 3, 40), y, 4), cut(x.view(np.int32), y, 4), [(x, y)]]
+    assert len({digest, *(content_digest(other)[0] for other in others)}) == 1 + len(others)

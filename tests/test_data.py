@@ -1,5 +1,6 @@
 import io
 import re
+import shutil
 import zipfile
 
 import jax
@@ -167,3 +168,27 @@ def test_grey_images(tmp_path):
 def test_errors(arguments, options, message):
     with pytest.raises(ValueError, match=message):
         Batches(*arguments, **options)
+
+
+def test_a_digest_of_the_images_wherever_they_lie(pictures, tmp_path):
+    """Of what lies there, so that nothing is decoded for it, in the order in which it is read."""
+    given = dict(batch_size=4, **pictures)
+    one = Batches("image_folder", "train", **given, cache=True)
+    digest = one.content_digest()
+    whole(one)
+    assert one.content_digest() == digest and one.batch_size == 4
+    moved = tmp_path / "moved"
+    shutil.copytree(tmp_path / "train", moved / "train")
+    again = Batches("image_folder", "train", **given | dict(root=str(moved), workers=1, batch_size=3))
+    assert again.content_digest() == digest
+    others = [
+        Batches("image_folder", "train", **given | dict(preset="crop_pct0.9-bicubic")),
+        Batches("image_folder", "train", **given | dict(normalization="half")),
+        Batches("image_folder", "train", **given, count=5),
+        Batches("image_folder", "train", **given, seed=0),
+        Batches("image_folder", "train", **given, seed=1),
+    ]
+    path = sorted(moved.rglob("*.*"))[-1]
+    path.write_bytes(path.read_bytes() + b" ")
+    others.append(again)
+    assert len({digest, *(other.content_digest() for other in others)}) == 1 + len(others)

@@ -220,7 +220,7 @@ def test_two_processes_give_the_result_of_one(tmp_path):
     assert len(lines[0]) == len(lines[1]) == 2
     for ours, theirs in zip(*lines, strict=True):
         ours, theirs = json.loads(ours), json.loads(theirs)
-        assert (ours["key"], ours["row"]) == (theirs["key"], theirs["row"])
+        assert (ours["settings"], ours["row"]) == (theirs["settings"], theirs["row"])
         assert ours["metrics"]["top1"] == theirs["metrics"]["top1"]
     np.testing.assert_allclose(ours["layer_error"], theirs["layer_error"], rtol=1e-3)
 

@@ -24,8 +24,8 @@ def without_encoding(tree):
         mode += [k.value.value for k in node.keywords if k.arg == "mode" and isinstance(k.value, ast.Constant)]
         pictures = getattr(getattr(node.func, "value", None), "id", "") == "Image"
         binary = any("b" in m and set(m) <= set("rwaxb+") for m in mode) or pictures
-        zipped = ast.unparse(node.func) == "self._zip.open"
-        if not binary and not zipped and not any(k.arg == "encoding" for k in node.keywords):
+        bytewise = ast.unparse(node.func) in ("self._zip.open", "os.open")
+        if not binary and not bytewise and not any(k.arg == "encoding" for k in node.keywords):
             yield node.lineno
 
 
@@ -43,13 +43,14 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from experiments import common
-from experiments.results import LayerStore, append_line, complete_lines
+from experiments.lines import append_line, read_lines
+from experiments.results import LayerStore
 
 def main(_):
     out = Path(sys.argv[0]).parent
     append_line(out / "lines.jsonl", {"row": "Beacon – ‖XW‖²"})
-    LayerStore(out / "layers").save_choice({"β": 1})
-    print(len(complete_lines(out / "lines.jsonl")), "± 2 × – ‖β‖", LayerStore(out / "layers").load_choice())
+    LayerStore(out / "layers").save_choice({"rules": [], "shown": "β"})
+    print(len(read_lines(out / "lines.jsonl", dict)), "± 2 × – ‖β‖", LayerStore(out / "layers").load_choice())
     raise ValueError("größer als β")
 
 common.run(main)
@@ -63,6 +64,6 @@ def test_a_script_in_any_locale(tmp_path, locale):
     without = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHONIO"))}
     env = without | {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, timeout=300)
-    assert done.returncode == 1 and done.stdout.startswith(b"1 "), done.stderr
+    assert done.returncode == 2 and done.stdout.startswith(b"1 "), done.stderr
     expected = "error: größer als β" if locale == "C.UTF-8" else r"error: gr\xf6\xdfer als \u03b2"
     assert done.stderr.decode("utf-8").strip().endswith(expected)

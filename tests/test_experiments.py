@@ -23,6 +23,7 @@ from experiments import common, convert_checkpoint, grid, quantize, render, resu
 from experiments.experiment import Experiment
 from experiments.files import evaluated, export
 from experiments.grid import TUNED
+from experiments.lines import append_line
 from experiments.task import make_task
 from tests.models.test_convert import timm_state
 
@@ -36,7 +37,7 @@ def digits_config():
 def run(script, *arguments, fails=False):
     command = [sys.executable, "-m", f"experiments.{script}", "--config=configs/digits.py", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert (done.returncode != 0) == fails, done.stderr
+    assert done.returncode == (common.WRONG_INPUT if fails else 0), done.stderr
     return done.stderr if fails else done.stdout
 
 
@@ -106,6 +107,7 @@ def test_quantize_writes_a_model_that_loads(tmp_path):
         ("--config.quantt=1", "error: --config has no such key"),
         ("stray", "error: unexpected arguments stray; a setting is given as --config.key=value"),
         ("--config.quant.alphabet=9", "error: unknown alphabet '9'"),
+        ("--nonsense=1", "error: Unknown command line flag 'nonsense'"),
     ],
 )
 def test_mistakes_end_in_one_sentence(argument, message):
@@ -135,6 +137,11 @@ def test_mistakes_are_found_before_anything_runs(tmp_path, monkeypatch, settings
         quantize.main([])
 
 
+def test_exit_codes_tell_wrong_input_from_failure():
+    wrong = ValueError, FileNotFoundError, NotADirectoryError, PermissionError, ImportError
+    assert [common._exit_code(kind("why")) for kind in (*wrong, OSError, common.Failed)] == [2] * 5 + [1, 1]
+
+
 def convert(*arguments, home=None):
     command = [sys.executable, "-m", "experiments.convert_checkpoint", *arguments]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"} | ({"HOME": str(home)} if home else {})
@@ -160,7 +167,7 @@ def test_converting_a_checkpoint(tmp_path):
         ("--source=nobody/nothing", "error: .*(give a local file with --source|pip install huggingface_hub)"),
     ):
         failed = convert(*arguments, changed)
-        assert failed.returncode == 1 and "Traceback" not in failed.stderr
+        assert failed.returncode == 2 and "Traceback" not in failed.stderr
         assert re.search(message, failed.stderr.splitlines()[-1])
 
 
@@ -379,8 +386,8 @@ def test_a_damaged_line_is_named(tmp_path):
 def test_a_result_is_read_as_it_was_written(tmp_path):
     written = [result("Float", "", 98.0), result("RTN", "2", 90.0, error=0.25), result("RTN" + TUNED, "2", 91.0)]
     for one in written:
-        results.append_line(tmp_path / "results.jsonl", one.line())
-    assert list(results.read_results(tmp_path / "results.jsonl").values()) == written
+        append_line(tmp_path / "results.jsonl", one.line())
+    assert results.read_results(tmp_path / "results.jsonl") == written
 
 
 METRICS = {"top1": Top1(), "perplexity": Perplexity()}

@@ -1,9 +1,11 @@
 from pathlib import Path
 
+import pytest
+
 from beacon_jax import save_quantized
 from beacon_jax.metrics.base import Measured
 from beacon_jax.quantized_file import read_quantized
-from experiments.files import about, layer_table
+from experiments.files import about, export, layer_table
 from tests.small_model import make_result
 
 
@@ -28,3 +30,8 @@ def test_a_file_of_version_1():
         "stack[0]", "stack[2]", "conv", "out"
     ]  # fmt: skip
     assert "format version 1" in about(path, leaves, record)
+
+
+def test_the_place_of_an_export_is_tried_first(tmp_path):
+    with pytest.raises(IsADirectoryError, match=r"cannot write .*: a folder is in its place"):
+        export(tmp_path / "missing.safetensors", tmp_path, "timm")

@@ -34,7 +34,7 @@ def test_published_numbers_name_rows_of_the_table():
     config = deit_b_imagenet.get_config()
     places = {(cell.row, cell.alphabet) for cell in grid.cells(config, "digest")}
     assert {(row, alphabet) for row, alphabet, _ in config.table.published} <= places
-    assert len(places) == 1 + 15 * 9 * 2
+    assert len(places) == 1 + 16 * 9 * 2
 
 
 @pytest.mark.slow

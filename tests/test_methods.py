@@ -1,5 +1,5 @@
 from configs import base
-from experiments.methods import method_options, option_types, speed_only
+from experiments.methods import method_options, option_types, rounding_only
 
 
 def test_every_option_of_every_method_can_be_set():
@@ -10,5 +10,6 @@ def test_every_option_of_every_method_can_be_set():
     assert options.sweeps == 3 and set(options) == set(option_types()) and options.damping is None
 
 
-def test_what_only_changes_speed():
-    assert {"block_size", "channel_chunk"} <= speed_only() and not speed_only() & {"sweeps", "damping", "centering"}
+def test_what_changes_the_result_by_rounding_alone():
+    found = rounding_only()
+    assert {"block_size", "channel_chunk"} <= found and not found & {"sweeps", "damping", "centering"}

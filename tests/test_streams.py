@@ -25,7 +25,7 @@ def test_append_iterate_put(rng, storage):
         np.testing.assert_array_equal(stream[2][0], batches[2][0])
         folder = stream._folder
         assert len(stream) == 3
-    assert folder is None or not os.path.exists(folder.name)
+    assert folder is None or not os.path.exists(folder.path)
 
 
 @pytest.mark.parametrize("storage", STORAGES)

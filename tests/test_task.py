@@ -18,6 +18,7 @@ from configs import base
 from experiments import common, grid, tables
 from experiments.experiment import Experiment
 from experiments.results import LayerStore, read_results
+from experiments.run_folder import RunFolder
 from experiments.task import Task, identity_of, make_task
 
 MODULE = '''
@@ -104,7 +105,7 @@ def test_a_table_from_the_command_line(tmp_path, module):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     assert "9 of 9 results computed" in done.stdout and "Mean square, ± standard error; float model" in done.stdout
-    found = read_results(tmp_path / "out" / "results.jsonl")
+    found = {result.cell.key: result for result in read_results(tmp_path / "out" / "results.jsonl")}
     rows = ["Float", "RTN", "RTN", "RTN + norm tuning", "RTN + norm tuning"]
     rows += ["Beacon w/ E.C."] * 2 + ["Beacon w/ E.C. + norm tuning"] * 2
     assert sorted(result.cell.row for result in found.values()) == sorted(rows)
@@ -122,29 +123,53 @@ def test_a_table_from_the_command_line(tmp_path, module):
     assert (tmp_path / "out" / "size.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_stopped_table_goes_on(tmp_path, module, monkeypatch):
-    monkeypatch.setattr(tables.render, "plot", lambda *_: None)  # after each result; it takes longer than these do
+def test_a_stopped_table_goes_on(tmp_path, module, monkeypatch, capsys):
+    # After each result a plot would take longer than these do.
+    monkeypatch.setattr(tables.render, "plot", lambda *given: given[-1].write_bytes(b""))
     config = config_of(module, tmp_path / "out")
     config.table.rows = ("rtn", "comq")
-    (tmp_path / "out").mkdir()
     path = tmp_path / "out" / "results.jsonl"
     task = make_task(config)
-    cells = grid.cells(config, task.fingerprint())
-    assert tables.compute(cells, {}, config, task) == []
+    cells = Experiment(config, task).provenance.add_to(grid.cells(config, task.fingerprint()))
+    assert computed(config, cells) == []
     lines = path.read_text().splitlines()
     assert len(lines) == 9
     path.write_text("\n".join(lines[:6]) + "\n" + lines[6][:40])
-    assert tables.compute(cells, read_results(path), config, make_task(config)) == []
+    assert len(tables.known(cells, config)) == 6 and computed(config, cells) == []
     again = path.read_text().splitlines()
-    same = ("key", "row", "alphabet", "metrics", "layer_error", "tuned")
-
-    def numbers(lines):
-        return sorted(([json.loads(line)[k] for k in same] for line in lines), key=lambda values: values[0])
-
-    assert numbers(again) == numbers(lines)
+    assert sorted(map(without_times, again)) == sorted(map(without_times, lines))
     assert again[:6] == lines[:6] and not any((tmp_path / "out" / "layers").iterdir())
+    # Other data of the same shapes: only the float model, which was not calibrated, is as it was.
+    others = dataclasses.replace(
+        task, calibration=lambda count, seed: [{**b, "x": -b["x"]} for b in task.calibration(count, seed)]
+    )
+    with_others = Experiment(config, others).provenance.add_to(grid.cells(config, others.fingerprint()))
+    capsys.readouterr()
+    assert list(tables.known(with_others, config)) == [cells[0].key]
+    said = rf"4 of the results in {path} have the same settings, but were made with calibration_data \w+ instead of \w+"
+    assert re.search(said, capsys.readouterr().out)
+    config.reuse = "any"
+    assert len(tables.known(with_others, config)) == 9
+    settings = {cell.settings for cell in cells}
     config.seed = 1  # of the parameters, here
-    assert not {c.key for c in grid.cells(config, make_task(config).fingerprint())} & {c.key for c in cells}
+    assert not {c.settings for c in grid.cells(config, make_task(config).fingerprint())} & settings
+
+
+def without_times(line):
+    """A line of results without what it may differ in from run to run."""
+    fields = json.loads(line)
+    del fields["seconds"]
+    for layer in fields["layers"]:
+        del layer["gram_seconds"], layer["solve_seconds"]
+    return json.dumps(fields)
+
+
+def computed(config, cells):
+    """What failed of what was missing, computed by a new run."""
+    with RunFolder(config.out) as folder:
+        experiment = Experiment(config, make_task(config), folder)
+        experiment.check(cells)
+        return tables.compute(cells, tables.known(cells, config), config, experiment, folder)
 
 
 def test_a_table_that_cannot_be_rendered_is_computed(tmp_path, module, monkeypatch, caplog):
@@ -156,11 +181,10 @@ def test_a_table_that_cannot_be_rendered_is_computed(tmp_path, module, monkeypat
     monkeypatch.setattr(tables.render, "plot", broken)
     config = config_of(module, tmp_path / "out")
     config.table.rows, config.norm_tuning.enabled = ("rtn",), False
-    (tmp_path / "out").mkdir()
     task = make_task(config)
     cells, results = grid.cells(config, task.fingerprint()), {}
-    with caplog.at_level("WARNING", logger="absl"):
-        assert tables.compute(cells, results, config, task) == []
+    with caplog.at_level("WARNING", logger="absl"), RunFolder(config.out) as folder:
+        assert tables.compute(cells, results, config, Experiment(config, task), folder) == []
     assert len(results) == len(cells) == len((tmp_path / "out" / "results.jsonl").read_text().splitlines())
     message = r"the results are in .*results\.jsonl, but cannot be shown \(ValueError: no such marker\)"
     assert len(caplog.messages) == len(cells) and re.fullmatch(message, caplog.messages[0])

@@ -6,7 +6,7 @@ from PIL import Image
 
 from beacon_jax.models import cnn, vit
 from configs import cifar10, cifar10_cnn, digits
-from experiments import train
+from experiments import common, train, train_language
 from experiments.augment import AUGMENTATIONS
 from experiments.networks import create_network
 
@@ -72,12 +72,38 @@ def test_a_state_of_another_training_is_refused(tmp_path):
     assert step == 7
     config.data.root, config.train.save_every = "moved", 100  # these do not decide the result
     train.Progress(tmp_path / "t", config).load(params, ())
+    other = train.Progress(tmp_path / "t", config)
+    other.made_with = {"data": "ab"}
+    message = (
+        "was made with data none instead of ab; remove it to start afresh, or go on from it with --config.reuse=any"
+    )
+    with pytest.raises(ValueError, match=message):
+        other.load(params, ())
+    config.reuse = "any"
+    taken = train.Progress(tmp_path / "t", config)
+    taken.made_with = {"data": "ab"}
+    assert taken.load(params, ())[2] == 7
     config.train.learning_rate = 0.5
     with pytest.raises(ValueError, match="belongs to another configuration; remove it to start afresh"):
         train.Progress(tmp_path / "t", config).load(params, ())
     (tmp_path / "t").write_bytes((tmp_path / "t").read_bytes()[:30])
     with pytest.raises(ValueError, match="is damaged"):
         train.Progress(tmp_path / "t", config).load(params, ())
+
+
+@pytest.mark.parametrize("script", [train, train_language])
+def test_the_place_of_the_parameters_is_tried_first(tmp_path, monkeypatch, script):
+    config = tiny(tmp_path, monkeypatch)
+    config.train.float_checkpoint = str(tmp_path / "taken")
+    monkeypatch.setattr(common, "get_config", lambda: config)
+    monkeypatch.setattr(script, "fit", lambda *_: pytest.fail("it trains"))
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"cannot write .*taken: a folder is in its place"):
+        script.main([])
+    (tmp_path / "taken").rmdir()
+    with train.place_for(config), pytest.raises(OSError, match=r"taken is in use by another run \(process \d+"):
+        script.main([])
+    assert not list(tmp_path.iterdir())
 
 
 def test_training_brings_the_statistics_up_to_date(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
+from beacon_jax.disk import replace_file
 from beacon_jax.models.bert import Bert
 from beacon_jax.models.convert import rows_of
 from beacon_jax.models.convert_bert import rows_of as bert_rows_of
@@ -51,12 +52,10 @@ def save_state_dict(path: str | os.PathLike, params: Mapping, model: ViT | Bert,
 
     Raises:
       ValueError: as `to_state_dict`.
+      OSError: with the path, where it cannot be written.
     """
     state, path = to_state_dict(params, model, naming), Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file(state, partial, metadata={"format": "pt"})
-    partial.replace(path)
+    replace_file(path, lambda partial: save_file(state, partial, metadata={"format": "pt"}))
     return (
         f"{path}: {len(state)} float32 tensors in {_LIBRARIES[naming]} naming, {path.stat().st_size / 1e6:.1f} MB; "
         "kernels have the values of their codes, and codes, scales, alphabets and what was done are not in this file"

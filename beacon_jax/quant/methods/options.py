@@ -29,7 +29,8 @@ def option(
       unit: what a number counts or is a fraction of.
       choices: the strings that it may be.
       at_least, above: bounds of a number.
-      decides_result: False for what changes speed and memory alone.
+      decides_result: False for what changes time, memory and the order of sums alone. In double precision the codes
+        stay the same; in float32 two levels that are equally good to within rounding may change places.
 
     All of these but the default are in the field's metadata.
     """

@@ -25,6 +25,8 @@ class Method:
       options: the frozen dataclass of its options, which checks them; `option` in methods/options.py says what its
         fields tell.
       solver: `solver(problem, options) -> Found` for a problem of one (N, C) kernel, pure and free of side effects.
+      version: to be raised with every change after which the same problem gives other codes; scripts tell their results
+        apart by it.
       reads_stats: whether it uses the statistics, or the kernel alone.
       unsound: what is wrong where `Found.sound` is False; a format string of the options' names and of dtype.
     """
@@ -32,6 +34,7 @@ class Method:
     name: str
     options: type[Options]
     solver: Callable[[Problem, Any], Found]
+    version: int
     reads_stats: bool = True
     unsound: str = ""
 
@@ -92,8 +95,8 @@ class Method:
         return self.options(**options)
 
     @property
-    def speed_only(self) -> frozenset[str]:
-        """Names of the options that change speed and memory, not the result."""
+    def rounding_only(self) -> frozenset[str]:
+        """Names of the options that change time, memory and, but for rounding, not the result (see `option`)."""
         fields = dataclasses.fields(self.options)
         return frozenset(field.name for field in fields if not field.metadata["decides_result"])
 
@@ -105,15 +108,16 @@ def _cast(tree, dtype):
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("rtn", rtn.RTNOptions, rtn.solve, reads_stats=False),
+        Method("rtn", rtn.RTNOptions, rtn.solve, version=1, reads_stats=False),
         Method(
             "gptq",
             gptq.GPTQOptions,
             gptq.solve,
+            version=1,
             unsound="H + λI is not positive definite in {dtype}; damping={damping} is too small",
         ),
-        Method("comq", comq.COMQOptions, comq.solve),
-        Method("beacon", beacon.BeaconOptions, beacon.solve),
-        Method("beacon_plus", beacon_plus.BeaconPlusOptions, beacon_plus.solve),
+        Method("comq", comq.COMQOptions, comq.solve, version=1),
+        Method("beacon", beacon.BeaconOptions, beacon.solve, version=1),
+        Method("beacon_plus", beacon_plus.BeaconPlusOptions, beacon_plus.solve, version=1),
     )
 }

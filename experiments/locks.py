@@ -1,0 +1,56 @@
+"""A lock that one run holds, and that ends with its process, however that ends."""
+
+import contextlib
+import fcntl
+import os
+import socket
+from pathlib import Path
+
+from absl import logging
+
+from beacon_jax.disk import disk_errors
+
+
+class Lock:
+    """A locked file, for what only one run at a time may write. OSError, in one sentence, where another run has it.
+
+    Args:
+      path: the file, made here, removed by `close`.
+      what: what is locked, for the sentence.
+      instead: the key of the configuration by which to take another.
+    """
+
+    def __init__(self, path: Path, what: str | os.PathLike, instead: str):
+        self.path = path
+        while True:
+            with disk_errors(path):
+                self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                owner = os.read(self._descriptor, 1000).decode(errors="replace").strip() or "that is just starting"
+                os.close(self._descriptor)
+                raise OSError(
+                    f"{what} is in use by another run ({owner}); wait until it ends, or set another {instead}"
+                ) from error
+            except OSError as error:
+                logging.warning("%s cannot be locked (%s): start no second run there", path, error.strerror)
+            if self.held():
+                break
+            os.close(self._descriptor)  # the owner before removed the file in between
+        os.ftruncate(self._descriptor, 0)
+        os.write(self._descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+
+    def held(self) -> bool:
+        """Whether the file is still there, and no other in its place."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), self.path.stat())
+        except FileNotFoundError:
+            return False
+
+    def close(self) -> None:
+        """Gives the lock back and removes the file."""
+        with contextlib.suppress(OSError):
+            if self.held():
+                self.path.unlink()
+        os.close(self._descriptor)
