@@ -1,7 +1,6 @@
 """Temporary folders that do not outlive their process, however it ends."""
 
 import contextlib
-import fcntl
 import os
 import shutil
 import tempfile
@@ -13,7 +12,12 @@ from absl import logging
 
 from beacon_jax.disk import disk_errors, make_folder
 
-PREFIX = "beacon_jax_"
+try:
+    import fcntl
+except ImportError:  # not on Windows: there nothing is locked, and what killed processes left stays
+    fcntl = None
+
+PREFIX = "beacon_jax_activations_"
 
 
 class TemporaryFolder:
@@ -32,19 +36,27 @@ class TemporaryFolder:
         parent = Path(parent or tempfile.gettempdir())
         with disk_errors(parent, "make a folder in"):
             make_folder(parent)
-            with _locked_folder(parent, fcntl.LOCK_EX):  # so that nobody takes a new folder for a left one
-                _remove_left(parent)
-                self.path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
-                lock = os.open(self.path, os.O_RDONLY)
-                with contextlib.suppress(OSError):  # no locks: it is never taken for a left one
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
+            if fcntl is None:
+                self.path, lock = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent)), None
+            else:
+                self.path, lock = _made_and_locked(parent)
         self.close = weakref.finalize(self, _remove, self.path, lock)  # also at the end of the process
 
 
-def _remove(path: Path, lock: int) -> None:
+def _made_and_locked(parent: Path) -> tuple[Path, int]:
+    with _locked_folder(parent, fcntl.LOCK_EX):  # so that nobody takes a new folder for a left one
+        _remove_left(parent)
+        path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        lock = os.open(path, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # no locks: it is never taken for a left one
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return path, lock
+
+
+def _remove(path: Path, lock: int | None) -> None:
     shutil.rmtree(path, ignore_errors=True)
-    os.close(lock)
+    if lock is not None:
+        os.close(lock)
 
 
 @contextlib.contextmanager

@@ -29,13 +29,13 @@ def owner(parent):
 
 
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_has_is_not(tmp_path):
-    parent, other = tmp_path / "made", tmp_path / "made" / "beacon_jax_file"
+    parent, other = tmp_path / "made", tmp_path / "made" / "beacon_jax_other"
     with owner(parent) as living:
         with owner(parent) as killed:
             assert len(list(parent.iterdir())) == 2
             killed.send_signal(signal.SIGKILL)
         assert len(list(parent.iterdir())) == 2
-        other.write_bytes(b"")  # no folder of ours
+        other.mkdir()  # no folder of ours
         mine = TemporaryFolder(parent)
         (theirs,) = set(parent.iterdir()) - {mine.path, other}
         assert (theirs / "0.npy").read_bytes() == b"data"
