@@ -19,7 +19,7 @@ from beacon_jax.models.convert import convert_state_dict
 from beacon_jax.models.state_dict import read_state_dict
 from beacon_jax.models.vit import create_vit
 from configs import base, digits
-from experiments import common, convert_checkpoint, grid, quantize, render, results
+from experiments import common, grid, hub, quantize, render, results
 from experiments.experiment import Experiment
 from experiments.files import evaluated, export
 from experiments.grid import TUNED
@@ -172,17 +172,17 @@ def test_converting_a_checkpoint(tmp_path):
 
 
 def test_a_download_says_what_it_fetches(tmp_path, monkeypatch, capsys):
-    hub = pytest.importorskip("huggingface_hub")
+    library = pytest.importorskip("huggingface_hub")
     asked = []
 
     def download(repository, file, *, revision):
         asked.append((repository, file, revision))
         if file == "config.json":
-            raise hub.errors.EntryNotFoundError("404")
+            raise library.errors.EntryNotFoundError("404")
         return str(tmp_path / "snapshots" / "0123abc" / file)
 
-    monkeypatch.setattr(hub, "hf_hub_download", download)
-    assert convert_checkpoint.fetch("timm/x", "v2") == tmp_path / "snapshots/0123abc/model.safetensors"
+    monkeypatch.setattr(library, "hf_hub_download", download)
+    assert hub.fetch("timm/x", "v2") == tmp_path / "snapshots/0123abc/model.safetensors"
     assert asked == [("timm/x", "model.safetensors", "v2"), ("timm/x", "config.json", "v2")]
     assert capsys.readouterr().out.splitlines() == [
         "model.safetensors and config.json of timm/x at revision v2, from the Hugging Face hub",

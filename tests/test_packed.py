@@ -12,8 +12,6 @@ from beacon_jax.graph.place import Place
 from beacon_jax.packed import free_elements
 from tests.small_model import apply, make_batch, make_result
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 
 def packed_leaves(params):
     leaves = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, PackedLeaf))

@@ -25,8 +25,6 @@ from beacon_jax.metrics.base import Measured
 from beacon_jax.tensor_file import read_tensors, write_tensors
 from tests.small_model import make_params, make_result
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 
 @pytest.fixture
 def path(tmp_path):

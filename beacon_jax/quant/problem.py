@@ -205,7 +205,7 @@ def _prepared(stats, kernel):
     and ρ.
     """
     finite = [jnp.stack([jnp.isfinite(a).all() for a in jax.tree.leaves(tree)]).all() for tree in (stats, kernel)]
-    wide = kernel.astype(jnp.promote_types(kernel.dtype, stats.dtype))
+    wide = kernel if kernel.dtype == jnp.float64 else kernel.astype(stats.dtype)
     W, own, kernel_unit, input_unit = in_units(wide, stats)
     W = W.astype(stats.dtype)
     live = ~stats.dead

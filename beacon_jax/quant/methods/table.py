@@ -34,7 +34,7 @@ class Method:
     name: str
     options: type[Options]
     solver: Callable[[Problem, Any], Found]
-    version: int
+    version: int = 1
     reads_stats: bool = True
     unsound: str = ""
 
