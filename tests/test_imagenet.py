@@ -64,14 +64,15 @@ def test_from_a_checkpoint_and_jpegs_to_the_table(tmp_path):
         "--config.quant.layers=blocks_0/.*",
     )
     tuning = ("--config.norm_tuning.images=9", "--config.norm_tuning.batch_size=4", "--config.norm_tuning.steps=1")
-    table = run("tables", *common, *tuning, "--config.table.alphabets=('2',)")
-    assert "31 of 31 results computed" in table and "published" not in table
+    rows = "--config.table.rows=('rtn','gptq_lsq_ec','beacon_ec','plus_ec')"  # all of them take minutes
+    table = run("tables", *common, *tuning, "--config.table.alphabets=('2',)", rows)
+    assert "9 of 9 results computed" in table and "published" not in table
     results = [json.loads(line) for line in (tmp_path / "out/results.jsonl").read_text().splitlines()]
-    assert len(results) == 31 and all(r["metrics"]["top1"]["count"] == 8 for r in results)
+    assert len(results) == 9 and all(r["metrics"]["top1"]["count"] == 8 for r in results)
     assert all(r["skipped"]["test"] == 1 for r in results)
     assert results[-1]["skipped"] == {"test": 1, "calibration": 1, "tuning": 1}
     errors = {r["row"]: r["layer_error"] for r in results if r["layers"]}
-    assert len(errors) == 15 and all(error < errors["RTN"] for row, error in errors.items() if row != "RTN")
+    assert len(errors) == 4 and all(error < errors["RTN"] for row, error in errors.items() if row != "RTN")
     assert "1 unreadable ones skipped" in run("quantize", *common, "--config.norm_tuning.enabled=False")
     params, layers = load_quantized(tmp_path / "out/quantized.safetensors")
     assert list(layers) == [f"blocks_0/{name}" for name in ("attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2")]
