@@ -194,7 +194,7 @@ def nnx_lora(rng):
 def nnx_weight_norm(rng):
     class Net(nnx.Module):
         def __init__(self, rngs):
-            self.normed = nnx.WeightNorm(nnx.Linear(12, 8, rngs=rngs), rngs=rngs)
+            self.normed = nnx.WeightNorm(nnx.Linear(12, 8, rngs=rngs), use_scale=False, rngs=rngs)
             self.out = nnx.Linear(8, 4, rngs=rngs)
 
         def __call__(self, x):
