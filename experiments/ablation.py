@@ -82,7 +82,6 @@ class Ablation:
         self.config, self.task = config, make_task(config)
         self.experiment = Experiment(config, self.task, folder)
         self.held_out = list(first_examples(self.task.test, _HELD_OUT.value))
-        self.drawn = functools.lru_cache(maxsize=1)(self.task.calibration)
         self.shared: dict = {}
 
     def quant(self, method, options, more, calibrate_on, alphabet) -> dict:
@@ -99,7 +98,7 @@ class Ablation:
         """One line: the mean error of the layers, and the metrics."""
         quant, task = self.quant(method, options, more, calibrate_on, alphabet), self.task
         spec = spec_of(quant)
-        batches = self.drawn(self.config.data.calibration_images, seed)
+        batches = self.experiment.drawn(self.config.data.calibration_images, seed)
         params = self.experiment.float_params(quant, batches)
         stats = self.shared.setdefault((seed, quant["balance_rows"], spec.row_weights), FloatStats())
         given = dict(weights=task.weights, execution=self.experiment.execution)

@@ -36,9 +36,9 @@ class Experiment:
         self._row_scales = row_scales.RowScales(task)
         self._model: tuple[Model, int] | None = None  # as `_traced` gives it
         # Examples of the latest calibration and the latest tuning, decoded once; statistics that rows share.
-        self._drawn = functools.lru_cache(maxsize=2)(self._draw)
-        self._float_stats = functools.lru_cache(maxsize=1)(lambda count, seed, balanced: FloatStats())
-        self.provenance = Provenance(task, self.execution, self._drawn)
+        self.drawn = functools.lru_cache(maxsize=2)(self._draw)
+        self._float_stats = functools.lru_cache(maxsize=1)(lambda key: FloatStats())
+        self.provenance = Provenance(task, self.execution, self.drawn)
 
     def predictor(self, params: Any):
         """The function from a batch to the outputs with these parameters."""
@@ -48,8 +48,7 @@ class Experiment:
 
     def quantize(self, cell: Cell, store: LayerStore) -> QuantizedModel:
         """Quantizes as the cell says; layers go into the store as they are done, and those in it are not done again."""
-        finished, drawn_by = store.load(), (cell.calibration_images, cell.seed)
-        batches = self._drawn(*drawn_by)
+        finished, batches = store.load(), self.drawn(cell.calibration_images, cell.seed)
         params = self.float_params(cell.quant, batches)
         spec = self._spec(cell, store, params)
         with tqdm(desc="layers", unit="layer", initial=len(finished), leave=False, disable=None) as bar:
@@ -67,7 +66,7 @@ class Experiment:
                 execution=self.execution,
                 weights=self.task.weights,
                 finished=finished,
-                float_stats=self._float_stats(*drawn_by, row_scales.wanted(cell.quant)),
+                float_stats=self._float_stats(cell.float_stats_key),
                 on_layer=on_layer,
             )
         self.skipped["calibration"] = _skipped(batches)
@@ -87,17 +86,16 @@ class Experiment:
             return spec
         choice = store.load_choice()
         if choice is None:
-            drawn_by = cell.calibration_images, cell.seed
             plan = choose_alphabets(
                 self.task.apply,
                 params,
-                self._drawn(*drawn_by),
+                self.drawn(cell.calibration_images, cell.seed),
                 spec,
                 cell.quant["candidate_alphabets"],
                 cell.quant["bits_per_parameter"],
                 execution=self.execution,
                 weights=self.task.weights,
-                float_stats=self._float_stats(*drawn_by, row_scales.wanted(cell.quant)),
+                float_stats=self._float_stats(cell.float_stats_key),
             )
             choice = mixed.choice_of(plan, spec)
             store.save_choice(choice)
@@ -152,7 +150,7 @@ class Experiment:
         of, no normalization layers to tune, a pattern that matches no layer, or a budget that no alphabets keep.
         """
         for cell in (cell for cell in cells if cell.quant is not None):
-            batches = self._drawn(cell.calibration_images, cell.seed)
+            batches = self.drawn(cell.calibration_images, cell.seed)
             model, examples = self._traced(batches)
             rows = {layer.name: layer.rows * cell.calibration_images // examples for layer in model.layers}
             own_rows = rows.__getitem__ if self.task.weights is None else None
@@ -199,7 +197,7 @@ class Experiment:
 
     def _tuning_batches(self, cell: Cell) -> Rebatched:
         count = cell.tuning["images"] or cell.calibration_images
-        return Rebatched(self._drawn(count, cell.seed), cell.tuning["batch_size"])
+        return Rebatched(self.drawn(count, cell.seed), cell.tuning["batch_size"])
 
 
 def _skipped(batches: Iterable[Any]) -> int:

@@ -60,6 +60,12 @@ class Cell:
         return identity_of(settings=self.quant_settings, made_with=self.quant_made_with)
 
     @property
+    def float_stats_key(self) -> tuple:
+        """Cells for which this is equal share the statistics of the float model's inputs; keys can be sorted."""
+        weights = (self.quant or {}).get("row_weights", "uniform")
+        return self.calibration_images, self.seed, row_scales.wanted(self.quant), weights
+
+    @property
     def row(self) -> str:
         """The title of its row."""
         return self.title + (TUNED if self.tuning else "")

@@ -14,7 +14,7 @@ from absl import flags, logging
 from tqdm import tqdm
 
 from beacon_jax.disk import replace_file, replace_text
-from experiments import common, hosts, render, row_scales
+from experiments import common, hosts, render
 from experiments.experiment import Experiment
 from experiments.grid import Cell, cells
 from experiments.layer_folders import open_store, remove_finished
@@ -62,8 +62,8 @@ def compute(
     """Computes what is missing of `results`, and adds it there and to the file; returns what failed."""
     task = experiment.task
     groups: dict[str, dict[str, Cell]] = {}
-    # Cells of the same calibration examples one after another, since they share what is computed from these.
-    for cell in sorted(grid, key=lambda cell: (cell.calibration_images, cell.seed, row_scales.wanted(cell.quant))):
+    # One after another what shares calibration examples and what is computed from these.
+    for cell in sorted(grid, key=lambda cell: cell.float_stats_key):
         if cell.key not in results:
             groups.setdefault(cell.quant_key, {})[cell.key] = cell
     failures = []

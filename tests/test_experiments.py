@@ -333,6 +333,23 @@ def test_row_scales_are_folded_before_quantizing(tmp_path, capsys):
     jax.tree.map(np.testing.assert_array_equal, loaded, done.params)
 
 
+def test_rows_that_count_otherwise_have_statistics_of_their_own(tmp_path):
+    config = mixed_config()
+    config.quant.update(bits_per_parameter=None, layers="blocks_0.*")
+    for name, weights in (("first", "uniform"), ("second", "influence"), ("third", "uniform")):
+        config.rows[name] = base.table_row(name, "rtn", "float", row_weights=weights)
+    config.table.rows = ("first", "second", "third")
+    task = make_task(config)
+    experiment, (_, *grid_cells) = Experiment(config, task), grid.cells(config, "digest")
+    errors = []
+    for cell in grid_cells:
+        done = experiment.quantize(cell, results.LayerStore(tmp_path / cell.title))
+        errors.append([report.output_error for report in done.reports])
+    assert errors[0] == errors[2] != errors[1]
+    keys = [cell.float_stats_key for cell in grid_cells]
+    assert sorted(keys) and keys[0] == keys[2] != keys[1]
+
+
 def test_row_scales_decide_the_key():
     config = digits_config()
     config.table.rows, config.table.alphabets = ("plus_ec", "plus_rows_ec"), ("2",)
