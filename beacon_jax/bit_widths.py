@@ -19,6 +19,7 @@ import numpy as np
 from beacon_jax.batches import is_read_once
 from beacon_jax.bit_budget import Alphabet, BitBudget, with_alphabet
 from beacon_jax.calibration import Calibration
+from beacon_jax.devices import Placement
 from beacon_jax.execution import Execution
 from beacon_jax.float_stats import FloatStats
 from beacon_jax.frameworks import as_function
@@ -26,6 +27,7 @@ from beacon_jax.graph.model import Model
 from beacon_jax.knapsack import choose
 from beacon_jax.output_change import output_changes
 from beacon_jax.pipeline import QuantizedModel, quantize
+from beacon_jax.quantized_leaves import QuantizedLeaves
 from beacon_jax.spec import LayerRule, QuantSpec
 
 
@@ -211,17 +213,15 @@ class _Alone:
     """The parameters with one layer quantized, made when they are asked for."""
 
     def __init__(self, read, params, execution, done: QuantizedModel, name: str):
-        self._read, self._params, self._execution = read, params, execution
+        self._read, self._params, self._placement = read, params, Placement(execution.mesh)
         self._layer = next(layer for layer in read.layers if layer.name == name)
         self._matrix = done.layers[name]
 
     def __call__(self) -> Any:
         leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, self._params))
-        with Calibration(self._read, leaves, (), self._execution) as calibration:
-            calibration.put(self._layer, np.asarray(self._matrix.dequantize()))
-            if self._matrix.bias_change is not None:
-                calibration.add_to_bias(self._layer, np.asarray(self._matrix.bias_change))
-            return jax.tree.unflatten(structure, calibration.quantized)
+        quantized = QuantizedLeaves(self._read, leaves, self._placement)
+        quantized.put(self._layer, self._matrix)
+        return jax.tree.unflatten(structure, quantized.values)
 
 
 def _plan(spec, budget, bits_per_parameter, errors, changes, middle) -> BitPlan:

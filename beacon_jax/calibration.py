@@ -21,14 +21,14 @@ from beacon_jax.calibration_data import checked_batch, checked_weights
 from beacon_jax.devices import Placement
 from beacon_jax.execution import Execution
 from beacon_jax.float_stats import Fingerprint
-from beacon_jax.graph.bias import Factor
-from beacon_jax.graph.layers import Layer, Use
+from beacon_jax.graph.layers import Use
 from beacon_jax.graph.model import Model, Signature
 from beacon_jax.graph.program import Unsupported
 from beacon_jax.graph.row_weights import RowWeights
 from beacon_jax.graph.stages import Piece, piece
 from beacon_jax.influence import Influence
 from beacon_jax.quant.gram import GramStats
+from beacon_jax.quantized_leaves import QuantizedLeaves
 from beacon_jax.streams import ActivationStream
 
 
@@ -45,7 +45,7 @@ class Calibration:
     """The streams of a model and a set of calibration batches, moved from stage to stage.
 
     Use it in a `with`; the data is freed at its end. `examples` and `rows` are known once `read` has returned.
-    `quantized` holds the parameter leaves with every kernel that was `put`.
+    `quantized` are the parameter leaves of the quantized stream: what is put there, the stream has from then on.
     """
 
     def __init__(
@@ -58,10 +58,12 @@ class Calibration:
     ):
         self.model, self.execution, self.placement = model, execution, Placement(execution.mesh)
         self._stack = contextlib.ExitStack()
-        self.quantized, self._leaves = list(leaves), leaves
+        self.quantized, self._leaves = QuantizedLeaves(model, leaves, self.placement), leaves
         self._influence = Influence(self.placement) if row_weights == "influence" else None
         self.streams = [
-            Stream(name, leaves if name == "float" else self.quantized, self._stack.enter_context(self._storage()))
+            Stream(
+                name, leaves if name == "float" else self.quantized.values, self._stack.enter_context(self._storage())
+            )
             for name in streams
         ]
         self._signatures: list[Signature] = []
@@ -200,34 +202,6 @@ class Calibration:
                     step = self._step(stage, [], i, [stream], onward=True)
                     _, output = _add_batch(step, [], self._arrays([stream], step, i), None, [])
                     stream.data.put(i, output)
-
-    def put(self, layer: Layer, kernel: np.ndarray) -> None:
-        """Replaces a layer's kernel in the quantized parameters, and so in the quantized stream where there is one."""
-        self._replace(layer.leaf, layer.place.write(self.quantized[layer.leaf], kernel))
-
-    def add_to_bias(self, layer: Layer, change: np.ndarray) -> None:
-        """Adds (C,), or (E, C), to a layer's bias there. ValueError where it has none."""
-        if layer.name not in self.model.biases:
-            raise ValueError(f"layer {layer.name}: the method changes its bias, but it has none of its own")
-        own = self.model.biases[layer.name]
-        bias, change = np.asarray(self.quantized[own.leaf]), np.asarray(change, np.float64)
-        for factor in own.factors:
-            change = change * self._value(factor).reshape(change.shape) ** factor.power
-        changed = bias.astype(np.float64) + change.reshape(bias.shape)
-        self._replace(own.leaf, changed.astype(bias.dtype))
-
-    def _value(self, factor: Factor) -> np.ndarray:
-        """A factor of a layer's outputs, one for each, as the parameters are by now."""
-        program = self.model.first.program
-        made = piece(program, (), (factor.variable,))
-        leaves = [self.quantized[v] for v in made.leaves]
-        (value,) = jax.jit(made)(leaves, [], [program.constants[v] for v in made.constants])
-        index = tuple(slice(None) if a in factor.axes else 0 for a in range(value.ndim))
-        return np.asarray(value[index], np.float64)
-
-    def _replace(self, leaf: int, value: np.ndarray) -> None:
-        on_mesh = self.placement.mesh is not None
-        self.quantized[leaf] = self.placement.everywhere(value) if on_mesh else jnp.asarray(value)
 
     def _empty(self, stage: int, group: int, float_known: bool = False, residual: bool = False) -> GramStats:
         layer = self.model.first.stages[stage].groups[group][0]

@@ -121,7 +121,7 @@ def _backward(traced: Traced, placement: Placement):
     if not wanted:
         raise ValueError("the model has no floating-point outputs, so rows have no influence on them")
     whole = piece(program, program.inputs, wanted)
-    order = {p: _kept_axes(program.equations[p], uses[p]) for p in uses}
+    order = {p: use.view.row_axes(program.equations[p].inputs[0] == use.operand) for p, use in uses.items()}
     shapes = {p: tuple(program.avals[made[p]].shape[i] for i in order[p]) for p in uses}
 
     @jax.jit
@@ -152,16 +152,6 @@ def _backward(traced: Traced, placement: Placement):
 def _by_rows(a, view):
     """(m,), or (E, m) with groups; those of a convolution share theirs."""
     return a.reshape((-1,) if view.groups == 1 or isinstance(view, ConvView) else (view.groups, -1))
-
-
-def _kept_axes(equation, use: Use) -> tuple[int, ...]:
-    """The axes of a product's output that its rows are made of, in the order of the rows (groups before)."""
-    if isinstance(use.view, ConvView):
-        spec = use.view.dimension_numbers.out_spec
-        return (spec[0], *spec[2:])
-    groups, _, free = (len(axes) for axes in use.view.inputs)
-    first = 0 if equation.inputs[0] == use.operand else len(use.view.kernel[2])
-    return (*range(groups), *range(groups + first, groups + first + free))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -52,7 +52,7 @@ def layer_errors(
     errors: dict[str, float] = {}
     with Calibration(read, _leaves(params), STREAMS[streams], execution) as calibration:
         for i, leaf in enumerate(_leaves(quantized.params)):
-            calibration.quantized[i] = calibration.placement.everywhere(leaf)
+            calibration.quantized.values[i] = calibration.placement.everywhere(leaf)
         calibration.read(batches, weights)
         kernels = {layer.name: layer for layer in read.layers if layer.name in quantized.layers}
         if not kernels:

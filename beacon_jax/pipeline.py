@@ -134,7 +134,7 @@ def quantize(
             layer.name: (read.leaves[layer.leaf], layer.place) for layer in read.layers if layer.name in run.layers
         }
         return QuantizedModel(
-            jax.tree.unflatten(structure, calibration.quantized),
+            jax.tree.unflatten(structure, calibration.quantized.values),
             run.layers,
             places,
             run.reports,
@@ -316,9 +316,7 @@ class _Run:
                 report = dataclasses.replace(report, note="; ".join(filter(None, notes)))
                 if self.float_stats is not None and self.spec.calibrate_on != "quantized":
                     self.float_stats.add(name, stats.float_part())
-            self.calibration.put(self._by_name[name], np.asarray(matrix.dequantize()))
-            if matrix.bias_change is not None:
-                self.calibration.add_to_bias(self._by_name[name], np.asarray(matrix.bias_change))
+            self.calibration.quantized.put(self._by_name[name], matrix)
             self.layers[name] = matrix
             self.reports.append(report)
             if self.on_layer is not None and name not in self.finished:

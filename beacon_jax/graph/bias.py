@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 from beacon_jax.graph.layers import Layer, Use
 from beacon_jax.graph.program import Equation, Program
-from beacon_jax.graph.views import ConvView
 
 _CASTS = ("convert_element_type", "copy")
 _SPREADS = (*_CASTS, "reshape", "transpose", "squeeze", "broadcast_in_dim")  # of a bias
@@ -37,14 +36,10 @@ class Bias:
 
 def find_biases(program: Program, layers: Sequence[Layer]) -> dict[str, Bias]:
     """{layer name: its bias}, of the layers that have one."""
-    readers: dict[int, list[int]] = defaultdict(list)
-    for position, equation in enumerate(program.equations):
-        for v in equation.reads:
-            readers[v].append(position)
     sources, additions = _sources(program)
     found = {}
     for layer in layers:
-        biases = {_added(program, readers, sources, use, layer) for use in layer.uses}
+        biases = {_added(program, sources, use, layer) for use in layer.uses}
         if len(biases) == 1 and all(use.part is None for use in layer.uses):
             (bias,) = biases
             # Added to something else as well, it is not the layer's alone.
@@ -77,15 +72,16 @@ def _permutes(program, equation: Equation) -> bool:
     return equation.name == "transpose" and sum(n > 1 for n in shape) > 1
 
 
-def _added(program, readers, sources, use: Use, layer: Layer) -> Bias | None:
+def _added(program, sources, use: Use, layer: Layer) -> Bias | None:
     """What is added to the product of a use, and to nothing else of it."""
     *groups, _, outputs = layer.shape
     size = math.prod(groups) * outputs
     _, data = program.depends
-    v, axes = program.equations[use.position].outputs[0], _output_axes(program, use)
+    product = program.equations[use.position]
+    v, axes = product.outputs[0], use.view.output_axes(product.inputs[0] == use.operand)
     factors: list[Factor] = []
-    while axes is not None and len(readers[v]) == 1 and v not in program.outputs:
-        equation = program.equations[readers[v][0]]
+    while axes is not None and len(program.readers[v]) == 1 and v not in program.outputs:
+        equation = program.equations[program.readers[v][0]]
         if equation.name in (*_SUMS, "mul", "div"):
             other = _other(equation, v)
             if other is None or data[other] or not _varies_along(program, other, axes):
@@ -106,17 +102,6 @@ def _other(equation: Equation, v: int) -> int | None:
     if first == v and isinstance(second, int) and second != v:
         return second
     return first if equation.name in ("add", "add_any", "mul") and isinstance(first, int) and second == v else None
-
-
-def _output_axes(program, use: Use) -> tuple[int, ...]:
-    """The axes of a product along which the kernel's groups and outputs lie."""
-    if isinstance(use.view, ConvView):
-        return (use.view.dimension_numbers.out_spec[1],)
-    batch, _, free = use.view.kernel
-    _, _, rows = use.view.inputs
-    kernel_first = program.equations[use.position].inputs[1] == use.operand
-    start = len(batch) + (0 if kernel_first else len(rows))
-    return (*range(len(batch)), *range(start, start + len(free)))
 
 
 def _moved(program, equation: Equation, axes) -> tuple[int, ...] | None:

@@ -21,7 +21,6 @@ class Graph:
 
     Attributes:
       program: the program.
-      readers: {variable: positions of the equations that read it}.
       uses: {position: the layers that are multiplied by data there}; several where their kernels are joined.
       plain: {variable: leaf} of what is one leaf, laid out or repeated.
       returned: the variables that are outputs of the program.
@@ -29,13 +28,10 @@ class Graph:
 
     def __init__(self, program: Program, layers: Sequence[Layer]):
         self.program = program
-        self.readers: dict[int, list[int]] = defaultdict(list)
         self.uses: dict[int, list[tuple[Layer, Use]]] = defaultdict(list)
         self.plain = {leaf: leaf for leaf in range(len(program.leaves))}
         self.returned = {v for v in program.outputs if isinstance(v, int)}
-        for position, equation in enumerate(program.equations):
-            for v in equation.reads:
-                self.readers[v].append(position)
+        for equation in program.equations:
             if len(equation.inputs) == 1 and equation.reads and equation.reads[0] in self.plain:
                 (v,) = equation.reads
                 blank = np.broadcast_to(np.int32(NONE), program.avals[v].shape)
@@ -153,7 +149,7 @@ class Flow:
             self._labels[v] = labels
             if v in self._graph.returned:
                 self._bar([labels], "are returned as an output")
-        for position in self._graph.readers[v]:
+        for position in self._graph.program.readers[v]:
             heapq.heappush(self._pending, position)
 
     def _bar(self, labels: Sequence[np.ndarray], why: str) -> None:

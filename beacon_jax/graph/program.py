@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -106,6 +106,15 @@ class Program:
     def made_by(self) -> dict[int, int]:
         """The position of the equation that makes a variable; leaves, inputs and constants have none."""
         return {v: position for position, equation in enumerate(self.equations) for v in equation.outputs}
+
+    @functools.cached_property
+    def readers(self) -> dict[int, list[int]]:
+        """{variable: positions of the equations that read it}, once for each operand that it is; [] for none."""
+        found: dict[int, list[int]] = defaultdict(list)
+        for position, equation in enumerate(self.equations):
+            for v in equation.reads:
+                found[v].append(position)
+        return found
 
     def nbytes(self, variable: int) -> int:
         """Size of a variable's value; out of all proportion for keys of random numbers, which do not wait on disk."""

@@ -1,6 +1,5 @@
 """The residual stream beside a layer: the data that its output is added to, the bias being in it."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 from beacon_jax.graph.layers import Layer
@@ -15,26 +14,22 @@ def find_residuals(program: Program, layers: Sequence[Layer]) -> dict[str, int]:
     Their rows are those of the layer's inputs, in order, and nothing in them depends on the layer itself. Layers with
     several uses or groups, and those whose output is transposed, scaled or otherwise changed before, are left out.
     """
-    readers: dict[int, list[int]] = defaultdict(list)
-    for position, equation in enumerate(program.equations):
-        for v in equation.reads:
-            readers[v].append(position)
     found = {}
     for layer in layers:
         use = layer.uses[0]
         if len(layer.uses) == 1 and len(layer.shape) == 2 and layer.kind == "dense" and use.part is None:
-            residual = _added(program, readers, use.position, layer.shape[-1])
+            residual = _added(program, use.position, layer.shape[-1])
             if residual is not None:
                 found[layer.name] = residual
     return found
 
 
-def _added(program, readers, position, outputs) -> int | None:
+def _added(program, position, outputs) -> int | None:
     """The data that is added to the product at that position and to nothing else of it; parameters are passed over."""
     _, data = program.depends
     made = v = program.equations[position].outputs[0]
-    while program.avals[v].shape[-1:] == (outputs,) and len(readers[v]) == 1 and v not in program.outputs:
-        equation = program.equations[readers[v][0]]
+    while program.avals[v].shape[-1:] == (outputs,) and len(program.readers[v]) == 1 and v not in program.outputs:
+        equation = program.equations[program.readers[v][0]]
         if equation.name not in (*_MOVES, "add", "add_any"):
             return None
         if equation.name not in _MOVES:

@@ -128,6 +128,18 @@ class DotView:
         moved = operand if order == tuple(range(operand.ndim)) else operand.transpose(order)
         return moved.reshape((self.groups, m, N) if self.groups > 1 else (m, N))
 
+    def output_axes(self, inputs_first: bool) -> tuple[int, ...]:
+        """The axes of the product along which groups and the kernel's outputs lie; its operands in that order."""
+        groups, outputs = len(self.kernel[0]), len(self.kernel[2])
+        start = groups + (len(self.inputs[2]) if inputs_first else 0)
+        return (*range(groups), *range(start, start + outputs))
+
+    def row_axes(self, inputs_first: bool) -> tuple[int, ...]:
+        """The axes of the product along which groups and rows lie, in the order of `rows`."""
+        groups, rows = len(self.inputs[0]), len(self.inputs[2])
+        start = groups + (0 if inputs_first else len(self.kernel[2]))
+        return (*range(groups), *range(start, start + rows))
+
     @property
     def kind(self) -> str:
         """dense, or grouped where there are batch dimensions (experts)."""
@@ -191,6 +203,15 @@ class ConvView:
         if self.groups == 1:
             return rows
         return rows.reshape(len(rows), self.groups, -1).swapaxes(0, 1)
+
+    def output_axes(self, inputs_first: bool) -> tuple[int, ...]:
+        """The axis of the product along which the kernel's outputs lie, those of all groups."""
+        return (self.dimension_numbers.out_spec[1],)
+
+    def row_axes(self, inputs_first: bool) -> tuple[int, ...]:
+        """The axes of the product along which rows lie, in the order of `rows`; all groups have the same."""
+        spec = self.dimension_numbers.out_spec
+        return (spec[0], *spec[2:])
 
     @property
     def kind(self) -> str:

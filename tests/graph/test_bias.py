@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from beacon_jax.calibration import Calibration
-from beacon_jax.execution import Execution
+from beacon_jax.devices import Placement
 from beacon_jax.graph.model import Model
+from beacon_jax.quantized_leaves import QuantizedLeaves
 
 
 def biases(apply, params, batch):
@@ -87,9 +87,9 @@ def test_a_bias_behind_shifts_and_factors(apply, rng):
     assert {name: model.leaves[bias.leaf] for name, bias in model.biases.items()} == {"w": "bias"}
     (layer,) = model.layers
     leaves, structure = jax.tree.flatten(params)
-    with Calibration(model, leaves, (), Execution()) as calibration:
-        calibration.add_to_bias(layer, change)
-        moved = jax.tree.unflatten(structure, calibration.quantized)
+    quantized = QuantizedLeaves(model, leaves, Placement())
+    quantized.add_to_bias(layer, change)
+    moved = jax.tree.unflatten(structure, quantized.values)
     nothing = np.zeros((1, 4), np.float32)
     np.testing.assert_allclose(apply(moved, x, nothing), apply(params, x, change[None, :]), rtol=1e-4, atol=1e-5)
 
