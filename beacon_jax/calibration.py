@@ -222,7 +222,7 @@ class Calibration:
             stats, output = _add_batch(step, stats, self._arrays(self.streams, step, i), weights, factors)
             if onward:
                 self.streams[0].data.put(i, output)
-        return stats
+        return [own.finished() for own in stats]
 
     def _factors(self, stage, group, i):
         """What the rows' weights are multiplied with, for each use of a group."""
@@ -306,8 +306,12 @@ def _updated(stats: GramStats, rows: list[jax.Array], weights: jax.Array | None,
     """The statistics, of each group where there are several, with these rows of each stream."""
     x, x_tilde = rows if len(rows) == 2 else (rows[0], None)
     if not stats.groups:
-        return stats.update(x, x_tilde, weights, change)
+        return stats.update(x, x_tilde, weights, change, finish=False)
     if weights is None:
-        return jax.vmap(lambda own, *rows: own.update(*rows))(stats, *rows)
+        return jax.vmap(lambda own, *rows: own.update(*rows, finish=False))(stats, *rows)
     weights = jnp.broadcast_to(weights, (*stats.groups, weights.shape[-1]))
-    return jax.vmap(lambda own, weights, *rows: own.update(*rows, weights=weights))(stats, weights, *rows)
+
+    def add(own, weights, *rows):
+        return own.update(*rows, weights=weights, finish=False)
+
+    return jax.vmap(add)(stats, weights, *rows)

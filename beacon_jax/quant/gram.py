@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax
 
 from beacon_jax.quant.moments import Moments, outer
-from beacon_jax.quant.products import matmul
+from beacon_jax.quant.products import add_gram, matmul, mirrored
 from beacon_jax.quant.residual import ResidualChange
 
 
@@ -176,12 +176,16 @@ class GramStats:
         x_tilde: jax.Array | None = None,
         weights: jax.Array | None = None,
         residual: jax.Array | None = None,
+        *,
+        finish: bool = True,
     ) -> "GramStats":
         """Adds the rows of x (…, N), and of x_tilde where X̃ differs from X.
 
         weights: (m,), one for each of the m rows, or an array that broadcasts to x.shape[:-1]; finite, at least 0.
         A row of weight 0 counts nowhere, whatever it holds.
         residual: (…, C), R − R̃ of the same rows, for statistics that have room for it.
+        finish: False leaves what is above the diagonal of the symmetric products as it may be, for many batches in a
+            row; call `finished` after the last.
 
         Raises:
           ValueError: another width; complex numbers; other rows in x_tilde or residual than in x; a residual where
@@ -206,7 +210,12 @@ class GramStats:
             residual = residual.reshape(shape)
         weights = None if weights is None else _row_weights(weights, x.shape[:-1])
         stats = self if x_tilde is None else self._with_cross()
-        return _add_rows(stats, x.reshape(-1, self.width), x_tilde, weights, residual)
+        stats = _add_rows(stats, x.reshape(-1, self.width), x_tilde, weights, residual)
+        return stats.finished() if finish else stats
+
+    def finished(self) -> "GramStats":
+        """The same with all of the symmetric products in place, after updates that did not `finish`."""
+        return _finished(self)
 
     def combine(self, other: "GramStats") -> "GramStats":
         """Statistics of the rows of both. ValueError where only one has the change of the residual stream."""
@@ -262,7 +271,14 @@ class GramStats:
     def _with_cross(self):
         if not self.one_stream:
             return self
-        return dataclasses.replace(self, x=self.x_tilde, cross=self.x_tilde.products)
+        return dataclasses.replace(self, x=self.x_tilde, cross=mirrored(self.x_tilde.products))
+
+
+@jax.jit
+def _finished(stats: GramStats) -> GramStats:
+    return dataclasses.replace(
+        stats, x_tilde=stats.x_tilde.mirrored(), x=None if stats.one_stream else stats.x.mirrored()
+    )
 
 
 @jax.jit
@@ -289,7 +305,7 @@ def _add_rows(stats: GramStats, x, x_tilde, weights, residual) -> GramStats:
         x = x.astype(dtype) if counted is None else jnp.where(counted, x.astype(dtype), 0)
         shift = lax.cond(stats.count > 0, lambda x: moments.shift, mean, x)
         x = weighted(x - shift[None, :])
-        products = None if moments.products is None else moments.products + matmul(x.T, x)
+        products = None if moments.products is None else add_gram(moments.products, x)
         return Moments(shift, moments.total + weighted(x).sum(0), products), x
 
     new, rows_tilde = add(stats.x_tilde, x if x_tilde is None else x_tilde)

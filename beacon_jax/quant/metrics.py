@@ -72,40 +72,51 @@ def _each_group(function):
     return run
 
 
-def _error(W, W_hat, b, stats):
-    error, target = (sums.sum() for sums in _output_errors(W, W_hat, b, stats))
-    return jnp.where(error > 0, error / target, 0)
-
-
 @_each_group
-def _output_errors(W, W_hat, b, stats):
+def _sums(W, W_hat, b, stats):
+    """‖XW − X̃Ŵ − 1bᵀ‖², ‖XW‖², ⟨XW, X̃Ŵ + 1bᵀ⟩ and ‖X̃Ŵ + 1bᵀ‖² of every channel, each (C,)."""
     # ‖X̃E + (X − X̃)W‖² with E = W − Ŵ: no cancellation of large terms when Ŵ ≈ W and X̃ ≈ X.
     E = W - W_hat
     S, C, F = stats.centred
     mean_x, mean_xt = stats.means()
-    error, shift = quadratic_form(S, E), matmul(mean_xt, E) - b
+    count, of_W = stats.count, matmul(S, W)
+    own, error, shift = (W * of_W).sum(0), quadratic_form(S, E), matmul(mean_xt, E) - b
+    target, cross = own, of_W
     if not stats.one_stream:
-        error = error + 2 * (E * matmul(C - S, W)).sum(0) + quadratic_form(F - C - C.T + S, W)
-        shift = shift + matmul(stats.mean_change, W)
-    target = quadratic_form(F, W) + stats.count * jnp.square(matmul(mean_x, W))
-    return jnp.maximum(error, 0) + stats.count * jnp.square(shift), target
+        change, of_change = quadratic_form(F - C - C.T + S, W), matmul(C - S, W)
+        error, shift = error + 2 * (E * of_change).sum(0) + change, shift + matmul(stats.mean_change, W)
+        target, cross = own + 2 * (W * of_change).sum(0) + change, of_W + of_change
+    y, v = matmul(mean_x, W), matmul(mean_xt, W_hat) + b
+    return (
+        jnp.maximum(error, 0) + count * jnp.square(shift),
+        jnp.maximum(target, 0) + count * jnp.square(y),
+        (W_hat * cross).sum(0) + count * y * v,
+        jnp.maximum(quadratic_form(S, W_hat), 0) + count * jnp.square(v),
+    )
 
 
-@_each_group
-def _cosine(W, W_hat, b, stats):
-    S, C, F = stats.centred
-    y, v = (matmul(mean, kernel) for mean, kernel in zip(stats.means(), (W, W_hat), strict=True))
-    v = v + b
-    cross = (W_hat * matmul(C, W)).sum(0) + stats.count * y * v
-    squares = [
-        jnp.maximum(quadratic_form(M, Q), 0) + stats.count * jnp.square(u) for M, Q, u in ((F, W, y), (S, W_hat, v))
-    ]
-    norm = jnp.sqrt(squares[0]) * jnp.sqrt(squares[1])
+def _error_of(sums):
+    error, target = (own.sum() for own in sums[:2])
+    return jnp.where(error > 0, error / target, 0)
+
+
+def _cosine_of(sums):
+    _, target, cross, output = sums
+    norm = jnp.sqrt(target) * jnp.sqrt(output)
     return jnp.where(norm > 0, cross / jnp.where(norm > 0, norm, 1), 0)
 
 
-def _both(W, W_hat, b, stats):
-    return _error(W, W_hat, b, stats), _cosine(W, W_hat, b, stats)
+def _error(*args):
+    return _error_of(_sums(*args))
+
+
+def _cosine(*args):
+    return _cosine_of(_sums(*args))
+
+
+def _both(*args):
+    sums = _sums(*args)
+    return _error_of(sums), _cosine_of(sums)
 
 
 _relative_error, _cosines, _error_and_cosines = (jax.jit(_in_units(f)) for f in (_error, _cosine, _both))

@@ -5,6 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from beacon_jax.quant.products import mirrored
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,10 @@ class Moments:
         unit = unit[..., None]
         products = None if self.products is None else self.products / unit[..., None] / unit[..., None]
         return Moments(self.shift / unit, self.total / unit, products)
+
+    def mirrored(self) -> "Moments":
+        """The same, of products of which what is below the diagonal and on it is given."""
+        return self if self.products is None else Moments(self.shift, self.total, mirrored(self.products))
 
     def correction(self, count: jax.Array) -> jax.Array:
         """(N,) mean − shift; 0 for no rows."""

@@ -161,6 +161,15 @@ def test_streams_can_begin_to_differ_later(x64, rng):
     assert_same(empty.update(jnp.asarray(X), jnp.asarray(X_tilde)), gram(X, X_tilde))
 
 
+def test_updates_can_be_finished_once(x64, rng):
+    X, Xt = rng.normal(size=(2, 9, 300))
+    whole = GramStats.zeros(300).update(X[:4]).update(X[4:], Xt[4:])
+    halves = GramStats.zeros(300).update(X[:4], finish=False).update(X[4:], Xt[4:], finish=False)
+    assert not np.allclose(halves.x_tilde.products, whole.x_tilde.products)
+    for own, expected in zip(jax.tree.leaves(halves.finished()), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(own, expected, atol=1e-12)
+
+
 def test_low_precision_inputs_are_summed_in_float32(rng):
     X = jnp.asarray(rng.normal(size=(20, 5)), jnp.bfloat16)
     stats = GramStats.zeros(5).update(X)
