@@ -160,7 +160,7 @@ def choose_alphabets(
         raise ValueError(f"batches are read several times: give a list, not a {type(batches).__name__}")
     apply, params = as_function(model, params)
     read = Model(apply, params, execution.cast)
-    with Calibration(read, jax.tree.leaves(params), (), execution) as calibration:
+    with Calibration(read, jax.tree.leaves(params), (), execution, sample=spec.sample) as calibration:
         calibration.read(batches, weights)
         rows = dict(rows=calibration.rows, examples=calibration.examples)
         budget = BitBudget.of(read, params, spec, alphabets, bits_per_parameter, **rows)

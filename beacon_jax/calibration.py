@@ -29,6 +29,7 @@ from beacon_jax.graph.stages import Piece, piece
 from beacon_jax.influence import Influence
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quantized_leaves import QuantizedLeaves
+from beacon_jax.row_sample import RowSample, taken
 from beacon_jax.streams import ActivationStream
 
 
@@ -55,11 +56,13 @@ class Calibration:
         streams: Sequence[str],
         execution: Execution,
         row_weights: str = "uniform",
+        sample: RowSample | None = None,
     ):
         self.model, self.execution, self.placement = model, execution, Placement(execution.mesh)
         self._stack = contextlib.ExitStack()
         self.quantized, self._leaves = QuantizedLeaves(model, leaves, self.placement), leaves
         self._influence = Influence(self.placement) if row_weights == "influence" else None
+        self._sample = sample
         self.streams = [
             Stream(
                 name, leaves if name == "float" else self.quantized.values, self._stack.enter_context(self._storage())
@@ -68,11 +71,16 @@ class Calibration:
         ]
         self._signatures: list[Signature] = []
         self._weights: list[np.ndarray | None] = []
+        self._examples: list[int] = []
         self._row_weights: dict[tuple, dict[tuple, RowWeights]] = {}
         self._pieces: dict[tuple, Piece] = {}
         self._counts: dict[str, int] = {}
         self._lost: dict[str, Unsupported] = {}  # layers to which the weights cannot be followed
-        self.examples = 0
+
+    @property
+    def examples(self) -> int:
+        """The number of examples read."""
+        return sum(self._examples)
 
     def _storage(self) -> ActivationStream:
         return ActivationStream(self.execution.activations, self.placement, self.execution.folder)
@@ -100,10 +108,10 @@ class Calibration:
             leaves = checked_batch(batch, i)
             signature = self.model.add(jax.tree.unflatten(jax.tree.structure(batch), leaves))
             own = None if weights is None else checked_weights(weights(batch), leaves, i)
-            self._count(signature, own)
             self._signatures.append(signature)
             self._weights.append(own)
-            self.examples += max((len(a) for a in leaves if a.ndim), default=1)
+            self._examples.append(max((len(a) for a in leaves if a.ndim), default=1))
+            self._count(signature, own, self._examples[-1])
             traced = self.model[signature]
             if self._influence is not None:
                 rules = self._given_weights(signature, own)
@@ -117,23 +125,24 @@ class Calibration:
         if not self._signatures:
             raise ValueError("no calibration batches: at least one is needed")
 
-    def _count(self, signature, weights):
+    def _count(self, signature, weights, examples):
         """Adds a batch's rows to those of each layer."""
-        found = self.model[signature].found
-        if weights is None:
-            for layer in found.layers:
-                self._counts[layer.name] = self._counts.get(layer.name, 0) + layer.rows
-            return
-        rules = self._rules(signature, weights.shape)
-        distinct = {rule for rule in rules.values() if isinstance(rule, RowWeights)}
-        counted = {rule: int((np.asarray(rule(jnp.asarray(weights))) > 0).sum()) for rule in distinct}
-        for layer in found.layers:
-            own = [rules[use.operand, use.view.rows_form] for use in layer.uses]
-            wrong = next((rule for rule in own if rule not in counted), None)
-            if wrong is not None:
-                self._lost.setdefault(layer.name, wrong)
-            else:
-                self._counts[layer.name] = self._counts.get(layer.name, 0) + sum(counted[rule] for rule in own)
+        rules = {} if weights is None else self._rules(signature, weights.shape)
+        values = {rule: np.asarray(rule(jnp.asarray(weights))) for rule in _row_weights(rules.values())}
+        for layer in self.model[signature].found.layers:
+            count = 0
+            for use in layer.uses:
+                rule = None if weights is None else rules[use.operand, use.view.rows_form]
+                if isinstance(rule, Unsupported):
+                    self._lost.setdefault(layer.name, rule)
+                    continue
+                count += self._taken(use.rows, examples, values.get(rule))
+            self._counts[layer.name] = self._counts.get(layer.name, 0) + count
+
+    def _taken(self, rows, examples, weights):
+        if self._sample is not None:
+            return self._sample.rows(rows, examples, weights)
+        return rows if weights is None else int((weights > 0).sum())
 
     def _rules(self, signature, shape):
         if (signature, shape) not in self._row_weights:
@@ -200,7 +209,7 @@ class Calibration:
             if float_too or stream.name != "float":
                 for i in range(len(stream.data)):
                     step = self._step(stage, [], i, [stream], onward=True)
-                    _, output = _add_batch(step, [], self._arrays([stream], step, i), None, [])
+                    _, output = _add_batch(step, [], self._arrays([stream], step, i), None, [], np.int32(i))
                     stream.data.put(i, output)
 
     def _empty(self, stage: int, group: int, float_known: bool = False, residual: bool = False) -> GramStats:
@@ -219,7 +228,7 @@ class Calibration:
             step = self._step(stage, groups, i, self.streams, onward, residual)
             weights = self._weights[i]
             factors = [self._factors(stage, g, i) for g in groups]
-            stats, output = _add_batch(step, stats, self._arrays(self.streams, step, i), weights, factors)
+            stats, output = _add_batch(step, stats, self._arrays(self.streams, step, i), weights, factors, np.int32(i))
             if onward:
                 self.streams[0].data.put(i, output)
         return [own.finished() for own in stats]
@@ -264,7 +273,7 @@ class Calibration:
         pieces = tuple(
             self._piece(stage, tuple(groups), signature, onward and k == 0, residual) for k in range(len(streams))
         )
-        return _Step(pieces, uses, self.placement, stage)
+        return _Step(pieces, uses, self.placement, self._sample, self._examples[i], stage)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,12 +283,14 @@ class _Step:
     pieces: tuple[Piece, ...]
     uses: tuple[tuple[tuple[Any, RowWeights | None], ...], ...]
     placement: Placement
+    sample: RowSample | None
+    examples: int
     stage: int = dataclasses.field(compare=False)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _add_batch(step: _Step, stats, arrays, weights, factors):
-    """The statistics with the batch in them, and what the first stream's piece gives beyond the layers' inputs."""
+def _add_batch(step: _Step, stats, arrays, weights, factors, number):
+    """The statistics with batch `number` in them, and what the first stream's piece gives beyond the layers' inputs."""
     values = [iter(own(*given)) for own, given in zip(step.pieces, arrays, strict=True)]
     added = []
     for own, uses, multiplied in zip(stats, step.uses, factors, strict=True):
@@ -288,12 +299,27 @@ def _add_batch(step: _Step, stats, arrays, weights, factors):
         for (view, rule), factor, operand in zip(uses, multiplied, operands, strict=True):
             rows = [view.rows(a) for a in operand]
             given = None if rule is None else rule(weights)
+            rows, given, factor, change = _thinned(step, number, rows, given, factor, change)
             given = given if factor is None else factor if given is None else given * factor
             own = _updated(own, rows, given, change)
         added.append(own)
     placed = step.placement
     output = [placed.constrained(a, placed.by_rows(a.shape)) for a in values[0]]
     return placed.constrained(added, placed.replicated), output
+
+
+def _thinned(step, number, rows, weights, factor, change):
+    """What belongs to the rows of one use: of all of them, or of those that are taken."""
+    m = rows[0].shape[-2]
+    if step.sample is None or not step.sample.thins(m, step.examples):
+        return rows, weights, factor, change
+    chosen = step.sample.chosen(m, step.examples, number, weights)
+
+    def part(a, axis):
+        return None if a is None else taken(a, chosen, axis)
+
+    change = None if change is None else part(change.reshape(m, -1), 0)
+    return [part(a, -2) for a in rows], part(weights, -1), part(factor, -1), change
 
 
 def _difference(residual: jax.Array, quantized: jax.Array) -> jax.Array:
@@ -315,3 +341,7 @@ def _updated(stats: GramStats, rows: list[jax.Array], weights: jax.Array | None,
         return own.update(*rows, weights=weights, finish=False)
 
     return jax.vmap(add)(stats, weights, *rows)
+
+
+def _row_weights(rules: Iterable[RowWeights | Unsupported]) -> set[RowWeights]:
+    return {rule for rule in rules if isinstance(rule, RowWeights)}

@@ -114,14 +114,16 @@ def quantize(
     # As JAX arrays, float64 ones as float32 where double precision is off.
     leaves, structure = jax.tree.flatten(placement.everywhere(jax.tree.map(jnp.asarray, params)))
     fingerprint = Fingerprint() if float_stats is not None else None
-    with Calibration(read, leaves, _STREAMS[spec.calibrate_on], execution, spec.row_weights) as calibration:
+    streams = _STREAMS[spec.calibrate_on]
+    with Calibration(read, leaves, streams, execution, spec.row_weights, spec.sample) as calibration:
         calibration.read(batches, weights, fingerprint)
         plan = plan_layers(read, spec, calibration.rows, calibration.examples)
         if (count := len(read.first.program.equations)) > MANY_EQUATIONS:
             logging.warning("the model has %d equations with its loops unrolled; compilation will take long", count)
         _check_finished(finished, plan, read)
         if float_stats is not None:
-            fingerprint.add([*leaves, execution.forward_dtype, spec.row_weights, read.text()])
+            rows = f"{spec.row_weights} {spec.sample}"
+            fingerprint.add([*leaves, execution.forward_dtype, rows, read.text()])
             float_stats.belong_to(fingerprint.digest())
         run = _Run(read, spec, plan, calibration, finished, float_stats, on_layer, leaves)
         if not run.can_aim_at_residual():

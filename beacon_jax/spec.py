@@ -10,6 +10,7 @@ import numpy as np
 from beacon_jax.graph.layers import Layer
 from beacon_jax.quant.alphabets import make_alphabet
 from beacon_jax.quant.methods.table import METHODS
+from beacon_jax.row_sample import RowSample
 
 CALIBRATE_ON = ("float", "quantized", "both")
 ROW_WEIGHTS = ("uniform", "influence")
@@ -56,6 +57,9 @@ class QuantSpec:
       row_weights: how much the rows of a layer's inputs count, beside the weights given to `quantize`. "uniform": all
         alike. "influence": half of it alike, half in proportion to the root of how much the model's outputs depend
         on them (see influence.py): the model is differentiated, which takes the memory of a backward pass of a batch.
+      rows_per_example: at most so many rows of each example count, drawn with `rows_seed` (see row_sample.py), and the
+        others are left out: of the tokens of an image, or the places of a convolution. None for all of them.
+      rows_seed: for rows_per_example.
       options: keyword arguments of the method.
       rules: exceptions, LayerRule or dicts of its fields; a rule's layers are quantized even where `layers` does not
         match, and of several matching rules the last counts. A kernel that the model also uses in another way, such as
@@ -64,7 +68,8 @@ class QuantSpec:
       strict: make it an error if any parameter is left in float that no rule with `skip` names.
 
     Raises:
-      ValueError: unknown method, alphabet, option, kind, calibrate_on or row_weights; bad regular expression.
+      ValueError: unknown method, alphabet, option, kind, calibrate_on or row_weights; bad regular expression;
+        rows_per_example or rows_seed no such number.
     """
 
     method: str = "beacon"
@@ -72,6 +77,8 @@ class QuantSpec:
     layers: str = ".*"
     calibrate_on: str = "both"
     row_weights: str = "uniform"
+    rows_per_example: int | None = None
+    rows_seed: int = 0
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     rules: Sequence[LayerRule | Mapping[str, Any]] = ()
     allow_few_rows: bool = False
@@ -82,6 +89,9 @@ class QuantSpec:
         for what in ("allow_few_rows", "strict"):
             _check_kind(what, getattr(self, what), bool, "True or False")
         _check_choice("row_weights", self.row_weights, ROW_WEIGHTS)
+        if self.rows_per_example is not None:
+            _check_count("rows_per_example", self.rows_per_example, 1)
+        _check_count("rows_seed", self.rows_seed, 0)
         if isinstance(self.rules, (str, Mapping, LayerRule)) or not isinstance(self.rules, Iterable):
             raise ValueError(f"rules is a list of LayerRule or of dicts, got {self.rules!r}")
         rules = tuple(rule if isinstance(rule, LayerRule) else _from_dict(LayerRule, rule) for rule in self.rules)
@@ -106,6 +116,11 @@ class QuantSpec:
         """A spec from a config's keys; options that are None are left to the method. ValueError on an unknown key."""
         options = {k: v for k, v in (fields.get("options") or {}).items() if v is not None}
         return _from_dict(cls, {**fields, "options": options})
+
+    @property
+    def sample(self) -> RowSample | None:
+        """Which rows of each example count; None for all."""
+        return None if self.rows_per_example is None else RowSample(self.rows_per_example, self.rows_seed)
 
     def to_dict(self) -> dict[str, Any]:
         """Its fields, of JSON's types, of which `from_dict` makes the same spec."""
@@ -212,6 +227,11 @@ def _check_choice(what: str, value: str, known) -> None:
 def _check_kind(what: str, value: Any, kind: type, said: str) -> None:
     if not isinstance(value, kind):
         raise ValueError(f"{what} is {said}, got {value!r}")
+
+
+def _check_count(what: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{what} is an integer, at least {least}, got {value!r}")
 
 
 def _from_dict(cls, fields: Mapping[str, Any]):

@@ -80,6 +80,8 @@ def get_config() -> ConfigDict:
     config.quant.candidate_alphabets = ("2", "3", "4")
     config.quant.calibrate_on = "both"  # float, quantized, or both (error correction)
     config.quant.row_weights = "uniform"  # or influence: rows count by how much the outputs depend on them
+    config.quant.rows_per_example = placeholder(int)  # of each image's tokens (or places) at most so many count
+    config.quant.rows_seed = 0  # which of them
     config.quant.options = options()
     config.quant.layers = ".*"  # regular expression over layer names, matched whole
     config.quant.rules = ()  # LayerRule dicts: exceptions for some layers; of several that match the last counts

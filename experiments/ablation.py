@@ -218,7 +218,9 @@ def run(config, folder: RunFolder, todo: list[tuple]) -> str:
     ablation = Ablation(config, folder)
     about = dict(identity=ablation.task.fingerprint(), dtype=config.execution.forward_dtype)
     about |= dict(examples=config.data.calibration_images, held_out=_HELD_OUT.value)
-    common_fields = {name: config.quant[name] for name in ("balance_rows", "row_weights")}
+    common_fields = {
+        name: config.quant[name] for name in ("balance_rows", "row_weights", "rows_per_example", "rows_seed")
+    }
     asked = []
     for (_, method, options, more), cell in todo:
         settings = identity_of(**about, **cell, method=method, options=options, **{**common_fields, **more})

@@ -62,8 +62,9 @@ class Cell:
     @property
     def float_stats_key(self) -> tuple:
         """Cells for which this is equal share the statistics of the float model's inputs; keys can be sorted."""
-        weights = (self.quant or {}).get("row_weights", "uniform")
-        return self.calibration_images, self.seed, row_scales.wanted(self.quant), weights
+        quant = self.quant or {}
+        rows = quant.get("row_weights", "uniform"), quant.get("rows_per_example") or 0, quant.get("rows_seed", 0)
+        return self.calibration_images, self.seed, row_scales.wanted(self.quant), *rows
 
     @property
     def row(self) -> str:
