@@ -23,6 +23,7 @@ from tqdm import tqdm
 from beacon_jax import METHODS, GramStats, QuantSpec, make_alphabet, quantize
 from beacon_jax.models.vit import VARIANTS, ViT
 from experiments.benchmark_tables import LEAST_FACTOR, markdown, plot
+from experiments.least_work import calibration_products
 from experiments.timing import (
     FORMS,
     PRODUCTS,
@@ -163,7 +164,7 @@ def measure_gram(sizes: Sizes) -> list[dict]:
 
 
 def measure_pipeline(sizes: Sizes) -> dict:
-    """quantize on a few blocks, twice because the first run compiles, and the whole float model forward."""
+    """quantize on a few blocks, beside the products it cannot do without, and the whole float model forward."""
     rng = np.random.default_rng(0)
     side, channels = sizes.model["image_size"], sizes.model.get("channels", 3)
     batches = [rng.standard_normal((sizes.batch, side, side, channels), np.float32) for _ in range(sizes.batches)]
@@ -172,17 +173,19 @@ def measure_pipeline(sizes: Sizes) -> dict:
     for calibration in sizes.calibrations:
         spec = QuantSpec(alphabet="2", layers=r"blocks_\d+/.*", allow_few_rows=True, **calibration)
         run = functools.partial(quantize, model, params, batches, spec)
-        (first, _), (second, result) = timed(run), timed(run)
+        products = calibration_products(sizes.model, sizes.batch, 2 if calibration["calibrate_on"] == "both" else 1)
+        reference = functools.partial(_repeated, products, sizes.blocks * sizes.batches)
+        timing = interleaved({"run": run}, reference, repeats=3)["run"]
+        _, result = timed(run)
         layers = [
             {"layer": r.layer, "shape": r.shape, "gram_seconds": r.gram_seconds, "solve_seconds": r.solve_seconds}
             for r in result.reports
         ]
-        run = {
-            "calibration": ", ".join(calibration.values()),
-            "seconds": second,
-            "compile_seconds": max(first - second, 0),
-        }
-        runs.append(run | {"layers": layers})
+        apart = timing.seconds - sum(layer["solve_seconds"] for layer in layers)
+        row = {"calibration": ", ".join(calibration.values()), "seconds": timing.seconds}
+        row |= {"compile_seconds": timing.compile_seconds, "apart_seconds": apart}
+        row |= {"matmul_seconds": timing.reference_seconds, "ratio": apart / timing.reference_seconds}
+        runs.append(row | {"layers": layers})
     whole = ViT(**sizes.model)
     params, images = random_params(whole), jnp.asarray(batches[0])
     forward = jax.jit(lambda params, images: whole.apply({"params": params}, images))
@@ -200,6 +203,10 @@ def measure_pipeline(sizes: Sizes) -> dict:
         "torch_images_per_second": per_second.get("torch"),
         "runs": runs,
     }
+
+
+def _repeated(function, count):
+    return [jax.block_until_ready(function()) for _ in range(count)][-1]
 
 
 def measure_growth(sizes: Sizes) -> list[dict]:
