@@ -125,8 +125,8 @@ def _pipeline(part: dict) -> str:
     ]
     whole += [
         f"- Calibration {run['calibration']}, everything but the solve: {run['apart_seconds']:.2f} s, the products "
-        f"that it cannot do without {run['matmul_seconds']:.2f} s, ratio {run['ratio']:.2f}; target at most {MOST_APART}: "
-        f"{_verdict(run['ratio'] <= MOST_APART)}."
+        f"that it cannot do without {run['matmul_seconds']:.2f} s, ratio {run['ratio']:.2f}; "
+        f"target at most {MOST_APART}: {_verdict(run['ratio'] <= MOST_APART)}."
         for run in part["runs"]
     ]
     forward = (
@@ -137,10 +137,8 @@ def _pipeline(part: dict) -> str:
         forward += f" In PyTorch, transformers' ViT of that size: {part['torch_images_per_second']:.1f} images/s."
     return (
         f"## Pipeline\n\nBeacon at 2 bit, {part['images']} calibration images, compiled before; the products that "
-        "it cannot do without are a forward pass of each stream, and of the Gram matrices X̃ᵀX and half of the symmetric ones.\n\n"
-        + _table(rows, columns)
-        + "\n\n"
-        + "\n".join([*whole, forward])
+        "it cannot do without are a forward pass of each stream, and of the Gram matrices X̃ᵀX and half of the "
+        "symmetric ones.\n\n" + _table(rows, columns) + "\n\n" + "\n".join([*whole, forward])
     )
 
 
