@@ -18,6 +18,7 @@ from beacon_jax.quantized_file import ModelRecord, load_packed, load_quantized, 
 from beacon_jax.report import Coverage, LayerReport, LeafCoverage
 from beacon_jax.row_scales import BalancedRows, FoldedRows, balance_rows
 from beacon_jax.spec import LayerRule, QuantSpec
+from beacon_jax.version import VERSION as __version__
 
 __all__ = [
     "METHODS",
@@ -38,6 +39,7 @@ __all__ = [
     "QuantSpec",
     "QuantizedMatrix",
     "QuantizedModel",
+    "__version__",
     "balance_rows",
     "choose_alphabets",
     "dequantize",
