@@ -1,7 +1,7 @@
 """What of a processor decides how XLA rounds on it: the instructions that it is compiled for, and the number of cores.
 
-Cores divide the long sums of products among themselves, and instructions decide what is fused into one rounding, so that
-float32 results of machines that differ in these, or of one machine with other limits, can differ in their last bits.
+Cores divide the long sums of products among themselves, and instructions decide what is fused into one rounding, so
+that float32 results of machines that differ in these, or of one machine with other limits, can differ in the last bits.
 """
 
 import os
