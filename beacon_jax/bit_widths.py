@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from beacon_jax.batches import is_read_once
@@ -25,6 +24,7 @@ from beacon_jax.float_stats import FloatStats
 from beacon_jax.frameworks import as_function
 from beacon_jax.graph.model import Model
 from beacon_jax.knapsack import choose
+from beacon_jax.leaves import as_jax_arrays
 from beacon_jax.output_change import output_changes
 from beacon_jax.pipeline import QuantizedModel, quantize
 from beacon_jax.quantized_leaves import QuantizedLeaves
@@ -160,6 +160,7 @@ def choose_alphabets(
         raise ValueError(f"batches are read several times: give a list, not a {type(batches).__name__}")
     apply, params = as_function(model, params)
     read = Model(apply, params, execution.cast)
+    params = as_jax_arrays(params)
     with Calibration(read, jax.tree.leaves(params), (), execution, sample=spec.sample) as calibration:
         calibration.read(batches, weights)
         rows = dict(rows=calibration.rows, examples=calibration.examples)
@@ -218,7 +219,7 @@ class _Alone:
         self._matrix = done.layers[name]
 
     def __call__(self) -> Any:
-        leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, self._params))
+        leaves, structure = jax.tree.flatten(self._params)
         quantized = QuantizedLeaves(self._read, leaves, self._placement)
         quantized.put(self._layer, self._matrix)
         return jax.tree.unflatten(structure, quantized.values)

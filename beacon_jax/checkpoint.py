@@ -26,7 +26,13 @@ def save_params(path: str | os.PathLike, params: Any, *, model: str = "") -> Non
       path: the file, replaced.
       params: the parameters.
       model: the name of the model that they are of, for `saved_model`.
+
+    Raises:
+      ValueError: no parameters, two of one name, or one of a type that files do not hold.
+      OSError: with the path, where it cannot be written.
     """
+    if not jax.tree.leaves(params):
+        raise ValueError(f"there are no parameters to write, got {type(params).__name__}")
     write_tensors(path, "params", named_leaves(params), {"model": model} if model else {})
 
 
@@ -53,7 +59,12 @@ def saved_model(path: str | os.PathLike) -> str | None:
 
 
 def save_layer(path: str | os.PathLike, matrix: QuantizedMatrix, report: dict[str, Any]) -> None:
-    """Writes a quantized kernel, packed and without its `info`, and a report as JSON, in one atomic step."""
+    """Writes a quantized kernel, packed and without its `info`, and a report as JSON, in one atomic step.
+
+    ValueError where it is no QuantizedMatrix, OSError with the path.
+    """
+    if not isinstance(matrix, QuantizedMatrix):
+        raise ValueError(f"expected a QuantizedMatrix, got {type(matrix).__name__}")
     kernel = PackedKernel.of(matrix)
     about = {"kernel": about_kernel(kernel), "report": report}
     tensors = kernel_tensors(kernel)

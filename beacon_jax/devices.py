@@ -14,6 +14,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from beacon_jax.leaves import as_key, is_key, key_name, key_numbers
+
 DATA, MODEL = "data", "model"
 
 
@@ -86,6 +88,8 @@ class Placement:
         def place(a):
             if isinstance(a, jax.Array) and not a.is_fully_addressable:
                 return a if a.sharding.is_fully_replicated else jax.device_put(a, self.replicated)
+            if is_key(a):
+                return as_key(place(key_numbers(a)), key_name(a))
             host = np.asarray(a)
             return jax.make_array_from_callback(host.shape, self.replicated, lambda index: host[index])
 

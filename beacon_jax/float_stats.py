@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from beacon_jax.leaves import is_key, key_numbers
 from beacon_jax.quant.gram import GramStats
 
 
@@ -54,7 +55,7 @@ class Fingerprint:
             if isinstance(a, str):
                 self._hash.update(a.encode())
             else:
-                host = np.ascontiguousarray(a)
+                host = np.ascontiguousarray(key_numbers(a) if is_key(a) else a)
                 self._hash.update(f"{host.dtype}{host.shape}".encode())
                 self._hash.update(host.reshape(-1).view(np.uint8).data)
 

@@ -10,6 +10,7 @@ from beacon_jax.calibration import Calibration
 from beacon_jax.execution import Execution
 from beacon_jax.frameworks import as_function
 from beacon_jax.graph.model import Model
+from beacon_jax.leaves import as_jax_arrays
 from beacon_jax.pipeline import QuantizedModel
 from beacon_jax.quant.metrics import relative_output_error
 
@@ -47,11 +48,12 @@ def layer_errors(
         raise ValueError(f"expected a QuantizedModel and an Execution, got {given}")
     apply, params = as_function(model, params)
     read = Model(apply, params, execution.cast)
+    params = as_jax_arrays(params)
     if jax.tree.map(jnp.shape, quantized.params) != jax.tree.map(jnp.shape, params):
         raise ValueError("the quantized model's parameters are not those of this model")
     errors: dict[str, float] = {}
-    with Calibration(read, _leaves(params), STREAMS[streams], execution) as calibration:
-        for i, leaf in enumerate(_leaves(quantized.params)):
+    with Calibration(read, jax.tree.leaves(params), STREAMS[streams], execution) as calibration:
+        for i, leaf in enumerate(jax.tree.leaves(quantized.params)):
             calibration.quantized.values[i] = calibration.placement.everywhere(leaf)
         calibration.read(batches, weights)
         kernels = {layer.name: layer for layer in read.layers if layer.name in quantized.layers}
@@ -64,12 +66,8 @@ def layer_errors(
             for g, own in zip(groups, stats, strict=True):
                 for name in kernels.keys() & set(read.groups(stage)[g]):
                     layer = kernels[name]
-                    W = jnp.asarray(layer.place.read(_leaves(params)[layer.leaf]))
+                    W = jnp.asarray(layer.place.read(jax.tree.leaves(params)[layer.leaf]))
                     errors[name] = float(relative_output_error(W, quantized.layers[name], own))
             if stage < last:
                 calibration.leave(stage)
     return {layer.name: errors[layer.name] for layer in read.layers if layer.name in errors}
-
-
-def _leaves(params):
-    return jax.tree.leaves(jax.tree.map(jnp.asarray, params))

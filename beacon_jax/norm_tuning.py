@@ -14,6 +14,7 @@ import optax
 
 from beacon_jax.batches import is_read_once
 from beacon_jax.graph.program import leaf_names
+from beacon_jax.leaves import as_jax_arrays
 from beacon_jax.metrics.base import Key, floats, pick
 from beacon_jax.norms import norm_paths
 from beacon_jax.tuning_data import TuningData, weights_over
@@ -147,8 +148,11 @@ def tune_norms(
         raise ValueError("norm tuning reads its batches several times; pass a list or the like, not a generator")
     leaves, structure = jax.tree.flatten(params)
     chosen = set(norm_paths(params, norms))
-    places = tuple(i for i, path in enumerate(leaf_names(params)) if path in chosen)
-    parts, rest = [leaves[i] for i in places], [leaf for i, leaf in enumerate(leaves) if i not in places]
+    named = list(zip(leaf_names(params), leaves, strict=True))
+    places = tuple(i for i, (path, _) in enumerate(named) if path in chosen)
+    tuned = as_jax_arrays({path: leaf for path, leaf in named if path in chosen})
+    parts = [tuned[path] for path, _ in named if path in chosen]
+    rest = [leaf for path, leaf in named if path not in chosen]
     static = _Static(apply, structure, places, tuning)
     data = TuningData(
         batches,

@@ -6,7 +6,7 @@ quantization of all layers before it.
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -17,10 +17,12 @@ from absl import logging
 from beacon_jax.calibration import Calibration
 from beacon_jax.devices import Placement
 from beacon_jax.execution import Execution
+from beacon_jax.finished import Finished, check_fit, check_pairs, deciding_options
 from beacon_jax.float_stats import Fingerprint, FloatStats
 from beacon_jax.frameworks import as_function
 from beacon_jax.graph.layers import Layer
 from beacon_jax.graph.model import Model
+from beacon_jax.leaves import as_jax_arrays
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.methods.table import METHODS
 from beacon_jax.quant.metrics import output_error_and_cosines
@@ -68,7 +70,7 @@ def quantize(
     *,
     execution: Execution = Execution(),  # noqa: B008 (immutable)
     weights: Callable[[Any], Any] | None = None,
-    finished: Mapping[str, tuple[LayerReport, QuantizedMatrix]] | None = None,
+    finished: Finished | None = None,
     float_stats: FloatStats | None = None,
     on_layer: Callable[[LayerReport, QuantizedMatrix, int], None] | None = None,
 ) -> QuantizedModel:
@@ -79,7 +81,8 @@ def quantize(
 
     Args:
       model: a function apply(params, batch); or a Linen module that maps one array to another; or an NNX module.
-      params: its parameters, a pytree of arrays, not modified; None for an NNX module.
+      params: its parameters, a pytree of arrays, keys of random numbers among them, not modified; None for an NNX
+        module. Where double precision is off, a warning names those that lose some.
       batches: calibration batches, pytrees of arrays of one structure, read once. Other shapes (a shorter last batch)
         are traced and compiled again.
       spec: what to quantize, and by which method.
@@ -99,20 +102,15 @@ def quantize(
       ValueError: a model that cannot be read as equations, or has no layers; parameters or batches that are no pytrees
         of finite arrays; weights that do not fit; a pattern of `spec` that matches no layer; fewer calibration rows
         than a layer has inputs (unless spec.allow_few_rows); a parameter left in float that no rule names
-        (spec.strict); a finished layer that is not to be quantized; statistics of another model or data; a method's
-        error, with the layer's name.
+        (spec.strict); a finished layer that does not fit model and spec; statistics of another model or data; a
+        method's error, with the layer's name.
     """
-    if not isinstance(spec, QuantSpec) or not isinstance(execution, Execution):
-        raise ValueError(
-            f"expected a QuantSpec and an Execution, got {type(spec).__name__} and {type(execution).__name__}"
-        )
-    if weights is not None and not callable(weights):
-        raise ValueError(f"weights is a function of a batch, got {type(weights).__name__}")
+    finished = {} if finished is None else finished
+    _check_kinds(spec, execution, weights, finished, float_stats, on_layer)
     apply, params = as_function(model, params)
     read = Model(apply, params, execution.cast)
-    placement, finished = Placement(execution.mesh), finished or {}
-    # As JAX arrays, float64 ones as float32 where double precision is off.
-    leaves, structure = jax.tree.flatten(placement.everywhere(jax.tree.map(jnp.asarray, params)))
+    placement = Placement(execution.mesh)
+    leaves, structure = jax.tree.flatten(placement.everywhere(as_jax_arrays(params)))
     fingerprint = Fingerprint() if float_stats is not None else None
     streams = _STREAMS[spec.calibrate_on]
     with Calibration(read, leaves, streams, execution, spec.row_weights, spec.sample) as calibration:
@@ -120,7 +118,7 @@ def quantize(
         plan = plan_layers(read, spec, calibration.rows, calibration.examples)
         if (count := len(read.first.program.equations)) > MANY_EQUATIONS:
             logging.warning("the model has %d equations with its loops unrolled; compilation will take long", count)
-        _check_finished(finished, plan, read)
+        check_fit(finished, plan, read)
         if float_stats is not None:
             rows = f"{spec.row_weights} {spec.sample}"
             fingerprint.add([*leaves, execution.forward_dtype, rows, read.text()])
@@ -194,13 +192,19 @@ def _check_rows(layer: Layer, rows: int, examples: int, few_allowed: bool) -> No
         )
 
 
-def _check_finished(finished, plan: dict[str, LayerPlan], model: Model) -> None:
-    shapes = {layer.name: layer.shape for layer in model.layers}
-    for name, (report, matrix) in finished.items():
-        expected = None if name not in plan else (shapes[name], plan[name].method, plan[name].alphabet_name)
-        given = matrix.shape, report.method, report.alphabet
-        if given != expected:
-            raise ValueError(f"the finished layer {name} ({given}) does not fit this model and spec ({expected})")
+def _check_kinds(spec, execution, weights, finished, float_stats, on_layer) -> None:
+    """Raises ValueError on arguments of other types."""
+    if not isinstance(spec, QuantSpec) or not isinstance(execution, Execution):
+        raise ValueError(
+            f"expected a QuantSpec and an Execution, got {type(spec).__name__} and {type(execution).__name__}"
+        )
+    if weights is not None and not callable(weights):
+        raise ValueError(f"weights is a function of a batch, got {type(weights).__name__}")
+    if on_layer is not None and not callable(on_layer):
+        raise ValueError(f"on_layer is a function of report, result and number, got {type(on_layer).__name__}")
+    if float_stats is not None and not isinstance(float_stats, FloatStats):
+        raise ValueError(f"float_stats is a FloatStats, got {type(float_stats).__name__}")
+    check_pairs(finished)
 
 
 class _Run:
@@ -371,6 +375,7 @@ def _report(layer, plan, kernel, matrix, note, stats, seconds) -> tuple[LayerRep
         gram_seconds=seconds[0],
         solve_seconds=seconds[1],
         note=note,
+        options=deciding_options(plan),
         **{key: float(matrix.info[field].mean()) for key, field in _OPTIONAL.items() if field in matrix.info},
     )
     return report, matrix

@@ -24,6 +24,7 @@ from beacon_jax.tensor_file import read_tensors, write_tensors
 from beacon_jax.version import VERSION
 
 _SECONDS = ("gram_seconds", "solve_seconds")  # not of the model, and other ones in every run
+_UNKEPT = (*_SECONDS, "options")  # of a report; options are kept beside them, as they were given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class ModelRecord:
       version: of the format.
       spec: by which it was quantized.
       options: {layer: its method's options}.
-      reports: of the layers, in the order in which they were quantized; seconds are nan, since they are not kept.
+      reports: of the layers, in the order in which they were quantized; without seconds (nan) and their options.
       coverage: of the parameters.
       versions: {package: version} that wrote it.
       model, fingerprint, licence, metrics: as given to `save_quantized`.
@@ -76,9 +77,11 @@ def save_quantized(
       metrics: what was measured, as `evaluate` returns it.
 
     Raises:
-      ValueError: parameters of other shapes or dtypes than those quantized, or of a dtype that files do not hold; or a
-        quantized kernel that was changed.
+      ValueError: no result of `quantize`; parameters of other shapes or dtypes than those quantized, or of a dtype that
+        files do not hold; or a quantized kernel that was changed.
     """
+    if not isinstance(result, QuantizedModel):
+        raise ValueError(f"expected the QuantizedModel that quantize returned, got {type(result).__name__}")
     leaves = named_leaves(pack_params(result.params if params is None else params, result.layers, result.places))
     for leaf in result.coverage.leaves:
         own = leaves.get(leaf.path)
@@ -97,7 +100,7 @@ def save_quantized(
         "leaves": packed,
         "spec": result.spec.to_dict(),
         "options": {name: plan.to_dict()["options"] for name, plan in result.plan.items()},
-        "reports": [{key: v for key, v in report.items() if key not in _SECONDS} for report in reports],
+        "reports": [{key: v for key, v in report.items() if key not in _UNKEPT} for report in reports],
         "coverage": dataclasses.asdict(result.coverage),
         "versions": {"beacon_jax": VERSION, "jax": jax.__version__, "numpy": np.__version__},
         "model": model,

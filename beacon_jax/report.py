@@ -22,7 +22,8 @@ class LayerReport:
     included, on the calibration rows of the streams that QuantSpec.calibrate_on names, the cosines ∠(Xw, X̃ŵ) likewise;
     dead counts inputs that were always zero; rows are those of positive weight, of each group; seconds are for the Gram
     statistics and for the solve, compilation included. sweeps (mean) and fixed_points (fraction of the channels) are
-    None for methods that do not report them. note says where the arithmetic was not the usual one.
+    None for methods that do not report them. note says where the arithmetic was not the usual one. options are those of
+    the method that decide its codes, defaults included; None where they are not known.
     """
 
     layer: str
@@ -40,6 +41,7 @@ class LayerReport:
     sweeps: float | None = None
     fixed_points: float | None = None
     note: str = ""
+    options: Mapping[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, deserialize, safe_open
 from safetensors.numpy import save_file
 
 from beacon_jax.disk import disk_errors, replace_file
+from beacon_jax.leaves import as_key, is_key, key_name, key_numbers
 
 VERSION = 2
 KEY = "beacon_jax"
@@ -36,13 +37,13 @@ class TensorFile:
       version: 1 or 2.
       kind: "params", "layer" or "quantized".
       about: what is said about the tensors, of JSON's types.
-      tensors: {name: array}; empty where they were not asked for.
+      tensors: {name: array}, keys of random numbers being JAX's; empty where they were not asked for.
     """
 
     version: int
     kind: str
     about: dict[str, Any]
-    tensors: dict[str, np.ndarray]
+    tensors: dict[str, Any]
 
 
 def write_tensors(path: str | os.PathLike, kind: str, tensors: Mapping[str, Any], about: Mapping[str, Any]) -> None:
@@ -51,14 +52,15 @@ def write_tensors(path: str | os.PathLike, kind: str, tensors: Mapping[str, Any]
     Args:
       path: the file, replaced; its folder is made.
       kind: "params", "layer" or "quantized".
-      tensors: {name: array}.
+      tensors: {name: array}, keys of random numbers among them.
       about: of JSON's types.
 
     Raises:
       ValueError: a tensor of a type that such files do not hold.
       OSError: with the path, where it cannot be written.
     """
-    tensors = dict(tensors)
+    keys = {name: key_name(a) for name, a in tensors.items() if is_key(a) and key_name(a)}
+    tensors = {name: key_numbers(a) if name in keys else a for name, a in tensors.items()}
     for name, a in tensors.items():
         dtype = getattr(a, "dtype", None) or np.asarray(a).dtype
         if not _is_held(dtype):
@@ -67,6 +69,7 @@ def write_tensors(path: str | os.PathLike, kind: str, tensors: Mapping[str, Any]
     tensors = {name: np.array(a, order="C") for name, a in tensors.items()}
     sums = {name: _checksum(a) for name, a in tensors.items()}
     said = {"version": VERSION, "kind": kind, "about": about, "checksums": sums}
+    said |= {"keys": keys} if keys else {}
     said["checksum"] = _digest(_text(said).encode())
     replace_file(path, lambda partial: save_file(tensors, partial, metadata={KEY: _text(said)}))
 
@@ -100,6 +103,7 @@ def read_tensors(path: str | os.PathLike, *, tensors: bool = True) -> TensorFile
         damaged += [name for name, a in arrays.items() if not damaged and _checksum(a) != said["checksums"][name]]
         if damaged:
             raise ValueError(f"{path} is damaged: {damaged[0]!r} is not the tensor that was written")
+        arrays |= {name: as_key(arrays[name], kind) for name, kind in said.get("keys", {}).items()}
     return TensorFile(said["version"], said["kind"], said["about"], arrays)
 
 
@@ -115,7 +119,7 @@ def arrays_of(path: str | os.PathLike, file: Any) -> dict[str, np.ndarray]:
 
 
 def _is_held(dtype: Any) -> bool:
-    if not isinstance(dtype, np.dtype):  # of keys of random numbers
+    if not isinstance(dtype, np.dtype):  # of a key whose implementation has no name
         return False
     return dtype.kind == "b" or dtype.type in _OTHERS or dtype.itemsize in _SIZES.get(dtype.kind, ())
 

@@ -17,6 +17,7 @@ from beacon_jax.graph.program import leaf_names
 from experiments import hosts
 from experiments.grid import Cell
 from experiments.methods import rounding_only
+from experiments.processor import processor, xla_flags
 from experiments.task import Task
 
 REUSE = ("same", "any")
@@ -68,9 +69,13 @@ class Provenance:
 
 
 def machine(execution: Execution) -> Facts:
-    """What decides the rounding: devices, mesh, and the version of jax."""
+    """What decides the rounding: devices, mesh, the version of jax, XLA's flags, and on CPUs what they can do."""
     mesh = "none" if execution.mesh is None else " × ".join(map(str, execution.mesh.shape.values()))
-    return {"devices": f"{jax.device_count()} {jax.devices()[0].device_kind}", "mesh": mesh, "jax": jax.__version__}
+    facts = {"devices": f"{jax.device_count()} {jax.devices()[0].device_kind}", "mesh": mesh, "jax": jax.__version__}
+    if jax.default_backend() == "cpu":
+        facts["processor"] = hosts.from_first(processor())
+    flags = xla_flags()
+    return facts | ({"xla_flags": flags} if flags else {})
 
 
 def _digest(batches: Callable[[], Iterable[Any]]) -> tuple[str, str]:

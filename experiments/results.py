@@ -54,6 +54,8 @@ class Result:
     def line(self) -> dict[str, Any]:
         """As it is written."""
         found = dataclasses.asdict(self)
+        for layer in found["layers"]:
+            del layer["options"]  # which the cell has
         cell = found.pop("cell") | {"key": self.cell.key, "row": self.cell.row}
         return cell | {"layer_error": self.layer_error, "seconds": self.seconds} | found
 

@@ -16,8 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from beacon_jax.models import decoder
 from configs import base  # noqa: F401 (imported once, before the processes that are killed are forked)
-from experiments import common, quantize, tables, train
+from experiments import ablation, common, quantize, tables, train, train_language
 from tests.test_task import MODULE
 
 TINY = [
@@ -37,12 +38,24 @@ DIGITS = [
     "--config.train.batch_size=512",
     "--config.train.warmup_epochs=0.5",
 ]
+LANGUAGE = [
+    "--config=configs/language.py",
+    "--config.model.name=tiny",
+    "--config.train.epochs=2",
+    "--config.train.batch_size=64",
+    "--config.train.save_every=2",
+]
 SCRIPTS = {
     "tables": (tables.main, [*TINY, "--config.out={out}"]),
     "quantize": (quantize.main, [*TINY, "--config.out={out}"]),
     "train": (
         train.main,
         [*DIGITS, "--config.train.save_every=1", "--config.train.float_checkpoint={out}/model.safetensors"],
+    ),
+    "train_language": (train_language.main, [*LANGUAGE, "--config.train.float_checkpoint={out}/model.safetensors"]),
+    "ablation": (
+        ablation.main,
+        [*TINY, "--alphabets=2", "--seeds=0,1", "--steps=0,4", "--held_out=16", "--config.out={out}"],
     ),
 }
 EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree")
@@ -76,6 +89,15 @@ def kill_within_write(number: int, share: float) -> None:
     os.fsync = half
 
 
+def make_small() -> None:
+    """Leaves out of this process what takes longer than all that is killed: pictures, and the size of a real model."""
+    tables.render.plot = lambda *given: given[-1].write_bytes(b"")
+    texts = train_language.read_corpus
+    train_language.read_corpus = lambda: [text for text in texts() if len(text) < 300][:100]
+    train_language.CONTEXT = 16
+    decoder.DECODERS["tiny"] = dict(vocabulary=300, width=16, depth=1, heads=2, hidden=16, dropout=0.1)
+
+
 def start(name: str, out: Path, log: Path, prepare=lambda: None) -> int:
     """The process of a script, forked."""
     main, arguments = SCRIPTS[name]
@@ -87,7 +109,7 @@ def start(name: str, out: Path, log: Path, prepare=lambda: None) -> int:
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, 1)
         os.dup2(file, 2)
-        tables.render.plot = lambda *given: given[-1].write_bytes(b"")  # takes longer than all else
+        make_small()
         sys.argv = [name, f"--compilation_cache={out.parent / 'cache'}", *(a.format(out=out) for a in arguments)]
         prepare()
         common.run(main)

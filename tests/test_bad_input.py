@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from jax.experimental import io_callback
 
-from beacon_jax import LayerRule, QuantSpec, quantize
+from beacon_jax import LayerRule, QuantSpec, quantize, save_quantized
+from beacon_jax.checkpoint import save_layer, save_params
 
 PARAMS = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32)}
 BATCHES = [np.random.default_rng(1).normal(size=(10, 6)).astype(np.float32)]
@@ -227,6 +228,21 @@ def test_arguments_of_other_types():
         quantize(apply, params, BATCHES, SPEC, weights=np.ones(10))
     with pytest.raises(ValueError, match="calibration batch 0 holds NaN or infinity"):
         quantize(apply, params, [np.full((9, 6), 1e300)], SPEC)
+
+
+@pytest.mark.parametrize(
+    ("write", "says"),
+    [
+        (lambda path: save_quantized(path, None), "expected the QuantizedModel that quantize returned, got NoneType"),
+        (lambda path: save_quantized(path, PARAMS), "expected the QuantizedModel that quantize returned, got dict"),
+        (lambda path: save_layer(path, None, {}), "expected a QuantizedMatrix, got NoneType"),
+        (lambda path: save_params(path, None), "there are no parameters to write, got NoneType"),
+    ],
+)
+def test_what_is_to_be_written_is_something_else(tmp_path, write, says):
+    with pytest.raises(ValueError, match=says):
+        write(tmp_path / "file")
+    assert not list(tmp_path.iterdir())
 
 
 def test_weights_that_leave_no_rows():

@@ -321,10 +321,10 @@ def test_how_often_the_equations_run(problem, monkeypatch, calibrate_on):
     """In every stage at most twice on each stream; once on the float stream where layers see that alone."""
     ran, whole = Counter(), {}
 
-    def counted(step, stats, arrays, weights, factors):
+    def counted(step, stats, *rest):
         for stream, own in enumerate(step.pieces):
             ran[step.stage, stream if len(step.pieces) > 1 else "alone"] += own.size
-        return add_batch(step, stats, arrays, weights, factors)
+        return add_batch(step, stats, *rest)
 
     add_batch = calibration._add_batch
     monkeypatch.setattr(calibration, "_add_batch", counted)

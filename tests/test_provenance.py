@@ -86,6 +86,19 @@ def test_versions_decide_it(monkeypatch):
     assert changed_keys(cells, ours) == "ft+L" and cells[0].made_with["jax"] == "9.9.9"
 
 
+def test_the_processor_decides_it(monkeypatch):
+    ours = cells_of()
+    monkeypatch.setattr("experiments.provenance.processor", lambda: "AVX2, 64 cores")
+    cells = cells_of()
+    assert changed_keys(cells, ours) == "ft+L"
+    said = difference(cells[0].made_with, ours[0].made_with)
+    assert said == f"processor AVX2, 64 cores instead of {ours[0].made_with['processor']}"
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=true")
+    assert cells_of()[0].made_with["xla_flags"] == "--xla_cpu_enable_fast_math=true"
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    assert "processor" not in cells_of()[0].made_with
+
+
 def test_block_sizes_do_not_count_in_double_precision(x64):
     double = {"execution.forward_dtype": "float64", "execution": Execution(forward_dtype="float64")}
     plain, sized = cells_of(**double), cells_of(**double, **{"rows.beacon_ec.options.block_size": 3})

@@ -64,7 +64,7 @@ def test_the_record(path, tmp_path):
     assert record.version == 2 and record.coverage == result.coverage and record.spec.to_dict() == result.spec.to_dict()
     assert (record.model, record.fingerprint, record.licence, record.metrics) == ("small", "abc", "CC0-1.0", metrics)
     assert record.options == {name: {"symmetric": False} for name in result.layers}
-    without = dict(gram_seconds=0, solve_seconds=0)
+    without = dict(gram_seconds=0, solve_seconds=0, options=None)
     expected = [dataclasses.replace(report, **without) for report in result.reports]
     assert [dataclasses.replace(report, **without) for report in record.reports] == expected
     assert all(math.isnan(report.solve_seconds) for report in record.reports)
