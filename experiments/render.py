@@ -1,6 +1,7 @@
 """Tables and plots of results, for any task: its first metric is the main number."""
 
 import csv
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from matplotlib.ticker import FixedLocator
 from tabulate import tabulate
 
 from beacon_jax.evaluate import Metric
+from beacon_jax.quant.alphabets import is_symmetric, make_alphabet
 from experiments import mixed
 from experiments.grid import FLOAT, Cell
 from experiments.results import Result
@@ -137,11 +139,10 @@ def _flat(result: Result) -> dict:
 
 
 def plot(results: Sequence[Result], metrics: Metrics, path: Path) -> None:
-    """The first metric against the alphabet, one line per row, the float model dashed, norm tuning dotted.
+    """The first metric against the bits of the alphabet, a colour for each row, norm tuning dotted.
 
     What is much worse than the float model (see CUT) is off the picture, so that the rest can be told apart; where
-    lower is better the axis is logarithmic instead. The lines break between the symmetric alphabets, the integer grids
-    and the mixed ones, which are no continuation of one another.
+    lower is better the axis is logarithmic instead. Lines join alphabets of one kind alone (see `_kind`).
     """
     name, metric = next(iter(metrics.items()))
     cells = [result.cell for result in results if result.cell.quant]
@@ -152,36 +153,69 @@ def plot(results: Sequence[Result], metrics: Metrics, path: Path) -> None:
         own = [result for result in results if result.cell.quant and result.cell.row == row]
         _line(axes, own, alphabets, titles.index(own[0].cell.title), _value(name))
     count = max((result.metrics[name].count for result in results), default=0)
-    axes.set(xlabel="bits per weight", ylabel=f"{_title(name, metric)}, {count} test examples")
+    axes.set(xlabel="bits per weight (logarithm of the number of levels)")
+    axes.set(ylabel=f"{_title(name, metric)}, {count} test examples")
+    for kind in sorted({_kind(alphabet) for alphabet in alphabets}):
+        label, style = KINDS[kind]
+        axes.plot([], [], color="black", label=label, **style)
     if any(cell.tuning for cell in cells):
         axes.plot([], [], color="black", linestyle=":", marker=".", label="the same + norm tuning")
     for result in (result for result in results if result.cell.quant is None):
         _float_line(axes, result.metrics[name].value, metric)
-    axes.xaxis.set_major_locator(FixedLocator(range(len(alphabets))))
-    axes.set_xticklabels(alphabets)
+    places: dict[float, list[str]] = {}
+    for alphabet in alphabets:
+        places.setdefault(round(_bits(alphabet), 6), []).append(alphabet)
+    axes.xaxis.set_major_locator(FixedLocator(list(places)))
+    axes.set_xticklabels(["\n".join(names) for names in places.values()])
     axes.grid(alpha=0.3)
     if results:
         axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=120, format="png")
 
 
+# Kinds of alphabets, in the order of `_kind`: what the legend calls them, and how their points are joined.
+KINDS = (
+    ("half-integer levels", dict(linestyle="-")),
+    ("symmetric with a 0", dict(linestyle="", marker="o", markerfacecolor="none")),
+    ("integer grids", dict(linestyle="--", marker="o", markerfacecolor="none")),
+    ("mixed", dict(linestyle="-.")),
+)
+
+
+def _levels(alphabet: str) -> np.ndarray:
+    """Of an alphabet's name, or of its levels as `grid.alphabet_name` joins them."""
+    return make_alphabet([float(level) for level in alphabet.split(",")] if "," in alphabet else alphabet)
+
+
+def _kind(alphabet: str) -> int:
+    if alphabet.startswith(mixed.PREFIX):
+        return 3
+    levels = _levels(alphabet)
+    if not np.any(levels == 0):
+        return 0
+    return 1 if is_symmetric(levels) else 2
+
+
+def _bits(alphabet: str) -> float:
+    if alphabet.startswith(mixed.PREFIX):
+        return float(alphabet.removeprefix(mixed.PREFIX))
+    return math.log2(_levels(alphabet).size)
+
+
 def _line(axes, results: list[Result], alphabets: list[str], look: int, value) -> None:
-    """One row's line."""
+    """One row's points, joined kind by kind."""
     cell = results[0].cell
-    style = dict(color=f"C{look % 10}", marker="osv^DPX*<>phd8"[look % 14], alpha=0.85)
-    style |= dict(linestyle=":", markersize=3) if cell.tuning else dict(linestyle="-")
     label = None if cell.tuning else cell.row
-    for family in range(3):
-        here = [a for a in alphabets if _family(a) == family]
+    for kind, (_, joined) in enumerate(KINDS):
+        style = joined | dict(color=f"C{look % 10}", marker="osv^DPX*<>phd8"[look % 14], alpha=0.85)
+        if cell.tuning:
+            style |= dict(linestyle=":", markersize=3)
+        here = sorted((a for a in alphabets if _kind(a) == kind), key=_bits)
         by_alphabet = {a: [result for result in results if result.cell.alphabet == a] for a in here}
-        points = [(alphabets.index(a), _mean(found, value)) for a, found in by_alphabet.items() if found]
+        points = [(_bits(a), _mean(found, value)) for a, found in by_alphabet.items() if found]
         if points:
             axes.plot(*zip(*points, strict=True), label=label, **style)
             label = None
-
-
-def _family(alphabet: str) -> int:
-    return 1 if alphabet.startswith("int") else 2 if alphabet.startswith(mixed.PREFIX) else 0
 
 
 def _float_line(axes, value: float, metric: Metric) -> None:
