@@ -88,7 +88,7 @@ class Levels:
     smallest: jax.Array  # the level of smallest magnitude
     smallest_positive: jax.Array  # 0 if there is none
     smallest_negative: jax.Array  # negative level of smallest magnitude, 0 if there is none
-    table: jax.Array | None
+    table: jax.Array | tuple[jax.Array, ...] | None  # a tuple of scalars in kernels, which have no gather
 
     @classmethod
     def of(cls, alphabet: np.ndarray, dtype) -> "Levels":
@@ -120,6 +120,8 @@ class Levels:
         """
         if self.table is None:
             return jnp.clip(jnp.floor((p - self.first) * (1 / self.step)), 0, self.count - 2)
+        if isinstance(self.table, tuple):
+            return jnp.clip(sum((p >= level).astype(jnp.int32) for level in self.table) - 1, 0, len(self.table) - 2)
         k = self.table.size
         return jnp.clip(jnp.searchsorted(self.table, p, side="right", method="scan_unrolled") - 1, 0, k - 2)
 
@@ -127,6 +129,11 @@ class Levels:
         """The levels at these positions, of any real dtype."""
         if self.table is None:
             return self.first + i.astype(self.first.dtype) * self.step
+        if isinstance(self.table, tuple):
+            level = jnp.full(i.shape, self.table[0])
+            for k in range(1, len(self.table)):
+                level = jnp.where(i >= k, self.table[k], level)
+            return level
         return self.table[i.astype(jnp.int32)]
 
     def bracket(self, p: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -71,7 +71,14 @@ def ridge_of(H: jax.Array, damping: jax.Array | float) -> jax.Array:
 
 
 def decode(
-    decoder: Decoder, levels: Levels, W: jax.Array, s: jax.Array, z: jax.Array | None = None, *, block_size: int
+    decoder: Decoder,
+    levels: Levels,
+    W: jax.Array,
+    s: jax.Array,
+    z: jax.Array | None = None,
+    *,
+    block_size: int,
+    block: str = "xla",
 ) -> tuple[jax.Array, jax.Array]:
     """Rounds the columns of W (N, C) to levels q, Ŵ = s q + z.
 
@@ -82,6 +89,7 @@ def decode(
       s: (C,) scales, of either sign, none 0.
       z: (C,) offsets, None for none.
       block_size: coordinates per block; any that is at least 1.
+      block: "xla" or "pallas", as for `sweep.blocked_pass`.
 
     Returns:
       q (N, C) and (w − ŵ)ᵀH(w − ŵ), (C,).
@@ -100,6 +108,7 @@ def decode(
         jnp.zeros_like(rows),
         jnp.zeros_like(s),
         block_size=block_size,
+        block=block,
         lower=True,
     )
     return decoder.back(q[:N]), jnp.square(s) * error

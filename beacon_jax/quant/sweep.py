@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from beacon_jax.quant.pallas_block import pallas_pass
 from beacon_jax.quant.products import STRIPES, matmul
 
 INNER = 8  # rows whose products follow every single choice
@@ -59,6 +60,7 @@ def blocked_pass(
     *,
     block_size: int,
     lower: bool = False,
+    block: str = "xla",
 ) -> tuple[jax.Array, Any]:
     """Visits the coordinates in order and lets `rule` set each row of Q.
 
@@ -72,11 +74,19 @@ def blocked_pass(
       state: pytree of (C,) arrays carried along.
       block_size: B, must divide N (see `pad_rows`, `pad_square`).
       lower: promises that Q is zero, so that only what lies before a block can contribute to it.
+      block: "xla", or "pallas" for kernels (see pallas_block.py).
 
     Returns:
       Q and state after the pass.
     """
     size = block_size
+    if block == "pallas":
+
+        def outside(b, Q):
+            stripes = [take(M, b * size, size) for M in matrices]
+            return [prefix_product(s, Q, b, size) if lower else matmul(s, Q) for s in stripes]
+
+        return pallas_pass(rule, matrices, constants, shared, rows, Q, state, block_size=size, outside=outside)
 
     def enter_block(b, carry):
         Q, state = carry
