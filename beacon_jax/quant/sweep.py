@@ -163,7 +163,15 @@ def visit_block(
 
 
 def prefix_product(stripe: jax.Array, Q: jax.Array, b: jax.Array, size: int) -> jax.Array:
-    """stripe @ Q, one of them zero from b·size on, with the shortest of a few lengths that holds the rest."""
+    """stripe @ Q, one of them zero from b·size on, on a CPU with the shortest of a few lengths that holds the rest.
+
+    GPU and TPU take the whole: for the branches a GPU waits for its host, and a TPU's compiler takes a second for each.
+    """
+    shortest = functools.partial(_shortest_product, size=size)
+    return lax.platform_dependent(stripe, Q, b, cpu=shortest, default=lambda stripe, Q, _b: matmul(stripe, Q))
+
+
+def _shortest_product(stripe, Q, b, *, size):
     blocks = Q.shape[0] // size
     pieces = min(STRIPES, blocks)
     lengths = [-(-blocks * k // pieces) * size for k in range(pieces + 1)]

@@ -29,7 +29,7 @@ from beacon_jax.quant.methods.block_options import BlockOptions
 from beacon_jax.quant.methods.options import option
 from beacon_jax.quant.precision import tie_tolerance
 from beacon_jax.quant.problem import Found, Problem
-from beacon_jax.quant.products import lower_matmul, matmul, quadratic_form
+from beacon_jax.quant.products import lower_matmul, quadratic_form, square_matmul
 from beacon_jax.quant.scales import least_squares_scale, nonzero
 from beacon_jax.quant.sweep import (
     Rule,
@@ -136,7 +136,7 @@ def _solve_channels(grams, levels, sweeps, block_size, block, W):
     padded = pad_square(H, block_size), None if one_stream else pad_square(G.T, block_size)
     first_level = levels.nearest(W / least_squares_scale(W, levels)[None, :])
     start_h = lower_matmul(G, W)
-    h = matmul(G, W)
+    h = square_matmul(G, W)
     y_norm = jnp.sqrt(jnp.maximum((W * h).sum(0) if one_stream else quadratic_form(F, W), 0))
     W, start_h, h, first_level = pad_rows((W, start_h, h, first_level), block_size)
     diagonals = pad_rows((jnp.diagonal(H), jnp.diagonal(G)), block_size)
