@@ -37,10 +37,30 @@ def lower_matmul(M: jax.Array, Q: jax.Array) -> jax.Array:
     return lax.platform_dependent(jnp.tril(M), Q, cpu=_in_stripes, tpu=_row_by_row, default=matmul)
 
 
+def lower_and_whole(M: jax.Array, Q: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """tril(M) @ Q and M @ Q for (N, N) and (N, C), on a CPU in little more time than the second."""
+
+    def both(M, Q):
+        return matmul(jnp.tril(M), Q), square_matmul(M, Q)
+
+    return lax.platform_dependent(M, Q, cpu=_both_in_stripes, default=both)
+
+
+def _both_in_stripes(M, Q):
+    lower, whole = [], []
+    for i, j in _stripes(M.shape[0]):
+        before, corner, own = matmul(M[i:j, :i], Q[:i]), M[i:j, i:j], Q[i:j]
+        lower.append(before + matmul(jnp.tril(corner), own))
+        whole.append(before + matmul(M[i:j, i:], Q[i:]))
+    return jnp.concatenate(lower), jnp.concatenate(whole)
+
+
 def _in_stripes(M, Q):
-    N = M.shape[0]
-    edges = [N * i // STRIPES for i in range(STRIPES + 1)] if N >= 256 else [0, N]
-    return jnp.concatenate([matmul(M[i:j, :j], Q[:j]) for i, j in itertools.pairwise(edges)])
+    return jnp.concatenate([matmul(M[i:j, :j], Q[:j]) for i, j in _stripes(M.shape[0])])
+
+
+def _stripes(N):
+    return list(itertools.pairwise([N * i // STRIPES for i in range(STRIPES + 1)] if N >= 256 else [0, N]))
 
 
 def quadratic_form(M: jax.Array, Q: jax.Array) -> jax.Array:

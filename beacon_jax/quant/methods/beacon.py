@@ -29,8 +29,9 @@ from beacon_jax.quant.methods.block_options import BlockOptions
 from beacon_jax.quant.methods.options import option
 from beacon_jax.quant.precision import tie_tolerance
 from beacon_jax.quant.problem import Found, Problem
-from beacon_jax.quant.products import lower_matmul, quadratic_form, square_matmul
+from beacon_jax.quant.products import lower_and_whole, quadratic_form
 from beacon_jax.quant.scales import least_squares_scale, nonzero
+from beacon_jax.quant.side_by_side import part_size, side_by_side
 from beacon_jax.quant.sweep import (
     Rule,
     blocked_pass,
@@ -49,7 +50,7 @@ class SizeOptions(BlockOptions):
     block_size: int = option(128, "coordinates per block, at most", unit="inputs", at_least=1, decides_result=False)
     channel_chunk: int | None = option(
         None,
-        "channels solved at a time; None for all, but about 1,000 on one CPU, for its caches",
+        "channels solved at a time; None for all, but parts on one CPU, for its caches and cores",
         unit="channels",
         at_least=1,
         decides_result=False,
@@ -94,14 +95,17 @@ def solve(problem: Problem, options: BeaconOptions) -> Found:
     if options.centering == "mean":
         mean = W.mean(0)
         W, offset = W - mean[None, :], mean * _offset_gain(problem.stats)
-    codes, facts = solve_codes(
-        W,
-        grams_of(problem.stats),
-        problem.levels,
-        sweeps=options.sweeps,
-        both_signs=not is_symmetric(problem.alphabet),
-        **options.sizes(W),
-    )
+    levels, both_signs = problem.levels, not is_symmetric(problem.alphabet)
+    how = dict(sweeps=options.sweeps, both_signs=both_signs, **options.blocks(W))
+
+    def solved(W, channel_chunk=None):
+        return solve_codes(W, grams, levels, channel_chunk=channel_chunk, **how)
+
+    grams, size = grams_of(problem.stats), part_size(W)
+    if size is None:
+        codes, facts = solved(W, options.channel_chunk)
+    else:
+        codes, facts = side_by_side(solved, W, options.channel_chunk or size)
     return Found(codes, facts.pop("scale"), offset, info=facts)
 
 
@@ -135,8 +139,7 @@ def _solve_channels(grams, levels, sweeps, block_size, block, W):
     G = H if one_stream else G
     padded = pad_square(H, block_size), None if one_stream else pad_square(G.T, block_size)
     first_level = levels.nearest(W / least_squares_scale(W, levels)[None, :])
-    start_h = lower_matmul(G, W)
-    h = square_matmul(G, W)
+    start_h, h = lower_and_whole(G, W)
     y_norm = jnp.sqrt(jnp.maximum((W * h).sum(0) if one_stream else quadratic_form(F, W), 0))
     W, start_h, h, first_level = pad_rows((W, start_h, h, first_level), block_size)
     diagonals = pad_rows((jnp.diagonal(H), jnp.diagonal(G)), block_size)
