@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from beacon_jax import METHODS
 from beacon_jax.quant import side_by_side
+from beacon_jax.quant.methods import beacon
+from beacon_jax.quant.precision import in_dtype
+from beacon_jax.quant.problem import Problem
 from tests.quant.problems import gram, make_problem
 
 
@@ -38,13 +40,14 @@ def test_only_large_kernels_at_hand_are_cut():
     jax.eval_shape(lambda a: [] if side_by_side.part_size(a) is None else pytest.fail("cut"), large)
 
 
-def test_parts_have_the_codes_of_the_whole_also_in_float64_alone(x64, rng, monkeypatch):
+def test_parts_have_the_codes_of_the_whole_where_float64_is_on_in_this_thread_alone(x64, rng, monkeypatch):
     W, X, Xt = make_problem(rng, "mismatch", 12, 10)
-    stats = gram(X, Xt)
-    whole = METHODS["beacon"](jnp.asarray(W), stats, "int2")
+    problem = Problem.of(jnp.asarray(W), gram(X, Xt), "int2")
+    whole = beacon.solve(problem, beacon.BeaconOptions())
     monkeypatch.setattr(side_by_side, "PART", 4)
-    with jax.enable_x64(False):  # as where float64 is taken for the layer's sake
-        parts = METHODS["beacon"](np.asarray(W), stats, "int2")
+    with jax.enable_x64(False), in_dtype(np.float64):
+        parts = beacon.solve(problem, beacon.BeaconOptions())
+    assert parts.scale.dtype == np.float64
     np.testing.assert_array_equal(parts.codes, whole.codes)
     np.testing.assert_allclose(parts.scale, whole.scale, rtol=1e-12)
     np.testing.assert_array_equal(parts.info["sweeps"], whole.info["sweeps"])
