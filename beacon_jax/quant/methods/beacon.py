@@ -29,7 +29,7 @@ from beacon_jax.quant.methods.block_options import BlockOptions
 from beacon_jax.quant.methods.options import option
 from beacon_jax.quant.precision import tie_tolerance
 from beacon_jax.quant.problem import Found, Problem
-from beacon_jax.quant.products import lower_matmul, quadratic_form, square_matmul
+from beacon_jax.quant.products import large_matmul, lower_matmul, quadratic_form
 from beacon_jax.quant.scales import least_squares_scale, nonzero
 from beacon_jax.quant.sweep import (
     Rule,
@@ -129,14 +129,14 @@ def solve_codes(W, grams, levels, *, sweeps, both_signs, block_size, channel_chu
 
 def _solve_channels(grams, levels, sweeps, block_size, block, W):
     """Greedy start and sweeps for the channels W (N, C): q (N, C) and the facts of each."""
-    visit = functools.partial(blocked_pass, block_size=block_size, block=block)
+    visit = functools.partial(blocked_pass, block_size=block_size, block=block, codes=levels.exact)
     H, G, F = grams
     N, one_stream = W.shape[0], G is None
     G = H if one_stream else G
     padded = pad_square(H, block_size), None if one_stream else pad_square(G.T, block_size)
     first_level = levels.nearest(W / least_squares_scale(W, levels)[None, :])
     start_h = lower_matmul(G, W)
-    h = square_matmul(G, W)
+    h = large_matmul(G, W)
     y_norm = jnp.sqrt(jnp.maximum((W * h).sum(0) if one_stream else quadratic_form(F, W), 0))
     W, start_h, h, first_level = pad_rows((W, start_h, h, first_level), block_size)
     diagonals = pad_rows((jnp.diagonal(H), jnp.diagonal(G)), block_size)
@@ -177,7 +177,9 @@ def sweep_codes(P, h, target, levels, q, sweeps, block_size, block="xla"):
     target (N, C), real weights near the optimum, decides the level for an empty running sum. Returns q, and (C,)
     whether the last pass that a channel took part in changed nothing.
     """
-    N, visit = q.shape[0], functools.partial(blocked_pass, block_size=block_size, block=block)
+    N, visit = q.shape[0], functools.partial(
+        blocked_pass, block_size=block_size, block=block, codes=levels.exact
+    )
     cross, beta = (h * q).sum(0), quadratic_form(P, q)
     sign = jnp.where(cross < 0, -1, 1).astype(q.dtype)
     h = h * sign[None, :]
