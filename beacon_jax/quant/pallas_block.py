@@ -217,7 +217,7 @@ def _gpu_call(body, size, interpret, block, constants, shared, matrices, rows, o
         in_specs=specs,
         out_specs=specs[-2:],
         input_output_aliases={changed + i: i for i in range(1 + len(state))},
-        compiler_params=pltriton.CompilerParams(num_warps=4, num_stages=1),
+        compiler_params=pltriton.CompilerParams(num_warps=max(size // 32, 1), num_stages=1),
         interpret=interpret,
         name="visit_block",
     )(*arguments)

@@ -164,9 +164,7 @@ def visit_block(
     return lax.fori_loop(0, size // inner, visit_inner, (block, state))
 
 
-def prefix_product(
-    stripe: jax.Array, Q: jax.Array, b: jax.Array, size: int, product: Callable = matmul
-) -> jax.Array:
+def prefix_product(stripe: jax.Array, Q: jax.Array, b: jax.Array, size: int, product: Callable = matmul) -> jax.Array:
     """stripe @ Q, one of them zero from b·size on, on a CPU with the shortest of a few lengths that holds the rest.
 
     GPU and TPU take the whole: for the branches a GPU waits for its host, and a TPU's compiler takes a second for each.

@@ -177,9 +177,7 @@ def sweep_codes(P, h, target, levels, q, sweeps, block_size, block="xla"):
     target (N, C), real weights near the optimum, decides the level for an empty running sum. Returns q, and (C,)
     whether the last pass that a channel took part in changed nothing.
     """
-    N, visit = q.shape[0], functools.partial(
-        blocked_pass, block_size=block_size, block=block, codes=levels.exact
-    )
+    N, visit = q.shape[0], functools.partial(blocked_pass, block_size=block_size, block=block, codes=levels.exact)
     cross, beta = (h * q).sum(0), quadratic_form(P, q)
     sign = jnp.where(cross < 0, -1, 1).astype(q.dtype)
     h = h * sign[None, :]
