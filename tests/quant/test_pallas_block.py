@@ -1,4 +1,8 @@
 import functools
+import importlib.util
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -102,3 +106,37 @@ def test_sizes_of_blocks():
 def test_another_size_is_an_error(x64, rng):
     with pytest.raises(ValueError, match="a kernel's block is a power of two from 16 to 256, got 24"):
         blocked_pass(Rule(choose), *problem(rng, 3, "2"), block_size=24, block="pallas")
+
+
+COMPILE_FOR_TPU = """
+import functools
+import jax, numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from beacon_jax.quant.alphabets import Levels, make_alphabet
+from beacon_jax.quant.methods.beacon import solve_codes
+
+devices = topologies.get_topology_desc(topology_name="v5e:2x2", platform="tpu").devices
+mesh = Mesh(np.array(devices[:1]), "x")
+on_it = NamedSharding(mesh, PartitionSpec())
+for alphabet in ("2", (-3.0, -1.0, 0.0, 0.5, 2.0)):
+    shape = functools.partial(jax.ShapeDtypeStruct, dtype=np.float32, sharding=on_it)
+    levels = jax.tree.map(lambda a: shape(a.shape), Levels.of(make_alphabet(alphabet), np.float32))
+    grams = (shape((43, 43)),) * 3
+    sizes = dict(sweeps=2, both_signs=False, block_size=16, channel_chunk=None, block="pallas")
+    with jax.set_mesh(mesh):
+        traced = solve_codes.plain.trace(shape((43, 130)), grams, levels, **sizes)
+        text = traced.lower(lowering_platforms=("tpu",)).compile().as_text()
+    print("kernels", text.count("tpu_custom_call"))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the compiler for TPUs, libtpu")
+def test_kernels_compile_for_a_tpu():
+    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")}
+    env |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost"}
+    env |= {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    run = subprocess.run([sys.executable, "-c", COMPILE_FOR_TPU], env=env, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert [line for line in run.stdout.splitlines() if line.startswith("kernels")] == ["kernels 2"] * 2
