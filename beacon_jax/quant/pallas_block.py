@@ -144,13 +144,15 @@ def _tpu_call(body, size, interpret, block, constants, shared, matrices, rows, o
     specs = (
         pl.BlockSpec(memory_space=pltpu.SMEM),
         [pl.BlockSpec((size, 1), lambda c, b: (b[0], 0)) for _ in shared],
-        [pl.BlockSpec((size, size), lambda c, b: (b[0], b[0])) for _ in matrices],
+        [pl.BlockSpec((size, size), lambda c, b: (0, 0)) for _ in matrices],
         [mine for _ in rows],
         [pl.BlockSpec((size, tile), lambda c, b: (0, c)) for _ in outside],
         mine,
         [per_channel for _ in state],
     )
-    arguments = (constants, shared, matrices, rows, outside, Q, state)
+    start = block[0] * size  # the pipeline would take no corner whose size is not a multiple of LANES
+    corners = [lax.dynamic_slice(M, (start, start), (size, size)) for M in matrices]
+    arguments = (constants, shared, corners, rows, outside, Q, state)
     changed = len(jax.tree.leaves((block, *arguments[:5])))
     return pl.pallas_call(
         functools.partial(_tpu_kernel, body),
