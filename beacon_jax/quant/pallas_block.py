@@ -6,7 +6,7 @@ stands when the block is entered; within the block only the changes of its own r
 
 Two kernels, which differ in what the hardware can do: a TPU's gets the block's rows staged in by the pipeline, and adds
 the changes to 8 rows at a time by a small product; a GPU's keeps all products of the block in registers, takes a row
-out of them by a masked sum, and adds each change at once. On other backends the TPU's kernel is interpreted, which is
+out of them by a masked sum, and adds each change at once. On other backends the GPU's kernel is interpreted, which is
 for tests alone. Compiled for TPU v5e and H100; neither was ever run.
 """
 
@@ -128,11 +128,8 @@ def _visit(body, size, kernel, block, *arrays):
     gpu = functools.partial(_gpu_call, body, size)
     if kernel is not None:
         return {"tpu": tpu, "gpu": gpu}[kernel](True, block, *arrays)
-    gpu = functools.partial(gpu, False)
-    interpreted = functools.partial(tpu, True)
-    return lax.platform_dependent(
-        block, *arrays, tpu=functools.partial(tpu, False), cuda=gpu, rocm=gpu, default=interpreted
-    )
+    tpu, gpu, interpreted = (functools.partial(f, i) for f, i in ((tpu, False), (gpu, False), (gpu, True)))
+    return lax.platform_dependent(block, *arrays, tpu=tpu, cuda=gpu, rocm=gpu, default=interpreted)
 
 
 def _tpu_call(body, size, interpret, block, constants, shared, matrices, rows, outside, Q, state):
