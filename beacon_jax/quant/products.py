@@ -23,25 +23,37 @@ def code_matmul(a: jax.Array, q: jax.Array) -> jax.Array:
     """a @ q in true float32 (float64), for q whose entries bfloat16 holds exactly, as `Levels.exact` says of codes.
 
     On GPU and TPU float32 products of this kind are three of bfloat16, which matrix units are made for, in place of the
-    six that a TPU takes otherwise, and of a GPU's plain float32 units.
+    six that a TPU takes otherwise, and of a GPU's plain float32 units. The 24 bits of a number are three parts of 8, so
+    that nothing is lost but what the sums, in float32, round.
     """
     if a.dtype != jnp.float32:
         return matmul(a, q)
-    tiles = functools.partial(_in_tiles, product_of_parts)
-    return lax.platform_dependent(a, q, cpu=matmul, tpu=tiles, default=product_of_parts)
+    tiles = functools.partial(_in_tiles, parts_one_by_one)
+    return lax.platform_dependent(a, q, cpu=matmul, tpu=tiles, default=parts_together)
 
 
-def product_of_parts(a: jax.Array, q: jax.Array) -> jax.Array:
-    """`code_matmul` of float32 (M, N) and (N, C) by one product of bfloat16, (3 M, N) and (N, C).
+def parts_together(a: jax.Array, q: jax.Array) -> jax.Array:
+    """`code_matmul` of float32 by one product, (3 M, N) and (N, C): one launch on a GPU."""
+    parts = jnp.concatenate(_parts(a))
+    low, middle, high = _bfloat16_matmul(parts, q).reshape(3, a.shape[0], q.shape[1])
+    return low + middle + high
 
-    The 24 bits of a number are three parts of 8, so that nothing is lost but what the sums, in float32, round.
-    """
+
+def parts_one_by_one(a: jax.Array, q: jax.Array) -> jax.Array:
+    """`code_matmul` of float32 by three products, into which a TPU's compiler takes the sums."""
+    low, middle, high = (_bfloat16_matmul(part, q) for part in _parts(a))
+    return low + middle + high
+
+
+def _bfloat16_matmul(a, q):
+    return jnp.matmul(a, q.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+
+
+def _parts(a):
+    """Three bfloat16 arrays, smallest first, whose sum is a."""
     high = _eight_bits(a)
     middle = _eight_bits(a - high)
-    parts = jnp.concatenate([a - high - middle, middle, high]).astype(jnp.bfloat16)
-    sums = jnp.matmul(parts, q.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
-    low, middle, high = sums.reshape(3, a.shape[0], q.shape[1])
-    return low + middle + high
+    return [part.astype(jnp.bfloat16) for part in (a - high - middle, middle, high)]
 
 
 def _eight_bits(a):

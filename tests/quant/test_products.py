@@ -10,7 +10,8 @@ from beacon_jax.quant.products import (
     code_matmul,
     lower_matmul,
     matmul,
-    product_of_parts,
+    parts_one_by_one,
+    parts_together,
     quadratic_form,
 )
 
@@ -31,17 +32,18 @@ def gram_of(rng, kind, n=256):
     return X.T @ X
 
 
+@pytest.mark.parametrize("by_parts", [parts_together, parts_one_by_one])
 @pytest.mark.parametrize("kind", ["random", "ill-conditioned", "large means"])
-def test_products_with_codes_are_no_worse_than_float32(rng, kind):
+def test_products_with_codes_are_no_worse_than_float32(rng, kind, by_parts):
     H = jnp.asarray(gram_of(rng, kind), jnp.float32)
     for alphabet in ("1.58", "2", "8", "int8"):
         Q = jnp.asarray(rng.choice(make_alphabet(alphabet), size=(H.shape[1], 32)), jnp.float32)
         exact = np.asarray(H, np.float64) @ np.asarray(Q, np.float64)
-        plain, parts = (np.asarray(product(H, Q)) - exact for product in (jax.jit(matmul), jax.jit(product_of_parts)))
+        plain, parts = (np.asarray(product(H, Q)) - exact for product in (jax.jit(matmul), jax.jit(by_parts)))
         assert np.sqrt(np.square(parts).mean()) <= np.sqrt(np.square(plain).mean())
         assert np.abs(parts).max() <= np.abs(plain).max()
     # What is lost where the numbers have more bits than bfloat16.
-    assert np.abs(product_of_parts(H, Q + 0.3) - matmul(H, Q + 0.3)).max() > 20 * np.abs(plain).max()
+    assert np.abs(by_parts(H, Q + 0.3) - matmul(H, Q + 0.3)).max() > 20 * np.abs(plain).max()
 
 
 def test_codes_that_bfloat16_holds():
