@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-TPU_ROWS, TPU_TILE, LANES = 128, 768, 128  # of a TPU's product: rows, and at most that much of the other two axes
+TPU_ROWS, TPU_TILE, LANES = 128, 512, 128  # of a TPU's product: rows, and at most that much of the other two axes
 STRIPES = 4  # pieces of a triangular product, each as long as what is not zero
 
 
