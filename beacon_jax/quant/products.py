@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-TPU_ROWS, TPU_TILE, LANES = 128, 512, 128  # of a TPU's product: rows, and at most that much of the other two axes
+TPU_ROWS, LANES = 128, 128  # of a TPU's product, a tile's rows and what its other axes are multiples of
+TPU_TILE, TPU_CODE_TILE = 512, 768  # and these at most, of float32 and with codes
 STRIPES = 4  # pieces of a triangular product, each as long as what is not zero
 
 
@@ -28,7 +29,7 @@ def code_matmul(a: jax.Array, q: jax.Array) -> jax.Array:
     """
     if a.dtype != jnp.float32:
         return matmul(a, q)
-    tiles = functools.partial(_in_tiles, parts_one_by_one)
+    tiles = functools.partial(_in_tiles, parts_one_by_one, largest=TPU_CODE_TILE)
     return lax.platform_dependent(a, q, cpu=matmul, tpu=tiles, default=parts_together)
 
 
@@ -70,9 +71,9 @@ def large_matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     return lax.platform_dependent(a, b, tpu=functools.partial(_in_tiles, matmul), default=matmul)
 
 
-def _in_tiles(product, a, b):
+def _in_tiles(product, a, b, largest=TPU_TILE):
     """product(a, b) of tiles, for (M, N) and (N, C)."""
-    sizes = min(a.shape[0], TPU_ROWS), _tile(a.shape[1]), _tile(b.shape[1])
+    sizes = min(a.shape[0], TPU_ROWS), _tile(a.shape[1], largest), _tile(b.shape[1], largest)
     out_shape = a.shape[0], b.shape[1]
     a, b = _padded(a, sizes[:2]), _padded(b, sizes[1:])
     rows, inner, columns = sizes
@@ -93,9 +94,9 @@ def _in_tiles(product, a, b):
     return out[: out_shape[0], : out_shape[1]]
 
 
-def _tile(n):
-    """n, or the size of a few equal tiles of at most TPU_TILE."""
-    return n if n <= TPU_TILE else -(-n // (-(-n // TPU_TILE) * LANES)) * LANES
+def _tile(n, largest):
+    """n, or the size of a few equal tiles of at most `largest`."""
+    return n if n <= largest else -(-n // (-(-n // largest) * LANES)) * LANES
 
 
 def _padded(a, multiples):
