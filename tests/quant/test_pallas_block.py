@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from beacon_jax.devices import Placement, make_mesh
 from beacon_jax.quant.alphabets import Levels, make_alphabet
+from beacon_jax.quant.methods.beacon import BeaconOptions
 from beacon_jax.quant.methods.best_level import best_level
 from beacon_jax.quant.methods.table import METHODS
 from beacon_jax.quant.pallas_block import pallas_pass, power_of_two_block
@@ -120,6 +122,12 @@ def test_sizes_of_blocks():
 def test_another_size_is_an_error(x64, rng):
     with pytest.raises(ValueError, match="a kernel's block is a power of two from 16 to 256, got 24"):
         blocked_pass(Rule(choose), *problem(rng, 3, "2"), block_size=24, block="pallas")
+
+
+def test_several_devices_are_an_error(rng):
+    kernel = Placement(make_mesh(8, 1)).by_channels(rng.normal(size=(16, 8)).astype(np.float32))
+    with pytest.raises(ValueError, match="block='pallas' is for one device, and the kernel lies on several"):
+        BeaconOptions(block="pallas").sizes(kernel)
 
 
 COMPILE_FOR_TPU = """
