@@ -109,6 +109,7 @@ def decode(
         jnp.zeros_like(s),
         block_size=block_size,
         block=block,
+        codes=levels.exact,
         lower=True,
     )
     return decoder.back(q[:N]), jnp.square(s) * error

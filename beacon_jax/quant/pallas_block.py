@@ -6,7 +6,7 @@ stands when the block is entered; within the block only the changes of its own r
 
 Two kernels, which differ in what the hardware can do: a TPU's gets the block's rows staged in by the pipeline, and adds
 the changes to 8 rows at a time by a small product; a GPU's keeps all products of the block in registers, takes a row
-out of them by a masked sum, and adds each change at once. On other backends the TPU's kernel is interpreted, which is
+out of them by a masked sum, and adds each change at once. On other backends the GPU's kernel is interpreted, which is
 for tests alone. Compiled for TPU v5e and H100; neither was ever run.
 """
 
@@ -128,11 +128,8 @@ def _visit(body, size, kernel, block, *arrays):
     gpu = functools.partial(_gpu_call, body, size)
     if kernel is not None:
         return {"tpu": tpu, "gpu": gpu}[kernel](True, block, *arrays)
-    gpu = functools.partial(gpu, False)
-    interpreted = functools.partial(tpu, True)
-    return lax.platform_dependent(
-        block, *arrays, tpu=functools.partial(tpu, False), cuda=gpu, rocm=gpu, default=interpreted
-    )
+    tpu, gpu, interpreted = (functools.partial(f, i) for f, i in ((tpu, False), (gpu, False), (gpu, True)))
+    return lax.platform_dependent(block, *arrays, tpu=tpu, cuda=gpu, rocm=gpu, default=interpreted)
 
 
 def _tpu_call(body, size, interpret, block, constants, shared, matrices, rows, outside, Q, state):
@@ -144,13 +141,15 @@ def _tpu_call(body, size, interpret, block, constants, shared, matrices, rows, o
     specs = (
         pl.BlockSpec(memory_space=pltpu.SMEM),
         [pl.BlockSpec((size, 1), lambda c, b: (b[0], 0)) for _ in shared],
-        [pl.BlockSpec((size, size), lambda c, b: (b[0], b[0])) for _ in matrices],
+        [pl.BlockSpec((size, size), lambda c, b: (0, 0)) for _ in matrices],
         [mine for _ in rows],
         [pl.BlockSpec((size, tile), lambda c, b: (0, c)) for _ in outside],
         mine,
         [per_channel for _ in state],
     )
-    arguments = (constants, shared, matrices, rows, outside, Q, state)
+    start = block[0] * size  # the pipeline would take no corner whose size is not a multiple of LANES
+    corners = [lax.dynamic_slice(M, (start, start), (size, size)) for M in matrices]
+    arguments = (constants, shared, corners, rows, outside, Q, state)
     changed = len(jax.tree.leaves((block, *arguments[:5])))
     return pl.pallas_call(
         functools.partial(_tpu_kernel, body),
@@ -217,7 +216,7 @@ def _gpu_call(body, size, interpret, block, constants, shared, matrices, rows, o
         in_specs=specs,
         out_specs=specs[-2:],
         input_output_aliases={changed + i: i for i in range(1 + len(state))},
-        compiler_params=pltriton.CompilerParams(num_warps=4, num_stages=1),
+        compiler_params=pltriton.CompilerParams(num_warps=max(size // 32, 1), num_stages=1),
         interpret=interpret,
         name="visit_block",
     )(*arguments)

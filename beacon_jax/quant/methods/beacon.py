@@ -133,7 +133,7 @@ def solve_codes(W, grams, levels, *, sweeps, both_signs, block_size, channel_chu
 
 def _solve_channels(grams, levels, sweeps, block_size, block, W):
     """Greedy start and sweeps for the channels W (N, C): q (N, C) and the facts of each."""
-    visit = functools.partial(blocked_pass, block_size=block_size, block=block)
+    visit = functools.partial(blocked_pass, block_size=block_size, block=block, codes=levels.exact)
     H, G, F = grams
     N, one_stream = W.shape[0], G is None
     G = H if one_stream else G
@@ -180,7 +180,7 @@ def sweep_codes(P, h, target, levels, q, sweeps, block_size, block="xla"):
     target (N, C), real weights near the optimum, decides the level for an empty running sum. Returns q, and (C,)
     whether the last pass that a channel took part in changed nothing.
     """
-    N, visit = q.shape[0], functools.partial(blocked_pass, block_size=block_size, block=block)
+    N, visit = q.shape[0], functools.partial(blocked_pass, block_size=block_size, block=block, codes=levels.exact)
     cross, beta = (h * q).sum(0), quadratic_form(P, q)
     sign = jnp.where(cross < 0, -1, 1).astype(q.dtype)
     h = h * sign[None, :]

@@ -26,7 +26,7 @@ class BlockOptions(Options):
     )
 
     def blocks(self, kernel: jax.Array) -> dict[str, int | str]:
-        """block_size and block ("xla" or "pallas") for a kernel (N, C).
+        """block_size, twice as many for kernels, and block ("xla" or "pallas") for a kernel (N, C).
 
         A TPU's kernels have no double precision; there, float64 is visited by XLA's form.
 
@@ -39,4 +39,4 @@ class BlockOptions(Options):
             return {"block_size": even_block(N, self.block_size), "block": "xla"}
         if not isinstance(kernel, jax.core.Tracer) and len(kernel.sharding.device_set) > 1:
             raise ValueError("block='pallas' is for one device, and the kernel lies on several; use block='xla'")
-        return {"block_size": power_of_two_block(N, self.block_size), "block": "pallas"}
+        return {"block_size": power_of_two_block(N, 2 * self.block_size), "block": "pallas"}
