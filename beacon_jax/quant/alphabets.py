@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 
 MAX_LEVELS = 256  # codes are stored as uint8
@@ -75,7 +76,7 @@ def is_symmetric(alphabet: np.ndarray) -> bool:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Levels:
-    """An alphabet as the solvers use it; every field is a scalar but `table`.
+    """An alphabet as the solvers use it; every field is a scalar but `table` and `exact`.
 
     Invariants: level i is first + i·step exactly when `table` is None (every named alphabet), else table[i]. Only a
     table's shape depends on K, so one compiled solver serves all evenly spaced alphabets, whatever their size.
@@ -88,7 +89,8 @@ class Levels:
     smallest: jax.Array  # the level of smallest magnitude
     smallest_positive: jax.Array  # 0 if there is none
     smallest_negative: jax.Array  # negative level of smallest magnitude, 0 if there is none
-    table: jax.Array | None
+    table: jax.Array | tuple[jax.Array, ...] | None  # a tuple of scalars in kernels, which have no gather
+    exact: bool = dataclasses.field(metadata={"static": True})  # whether bfloat16 holds every level
 
     @classmethod
     def of(cls, alphabet: np.ndarray, dtype) -> "Levels":
@@ -106,8 +108,9 @@ class Levels:
             positive[0] if positive.size else 0.0,
             negative[-1] if negative.size else 0.0,
         )
+        exact = np.array_equal(alphabet.astype(ml_dtypes.bfloat16).astype(alphabet.dtype), alphabet)
         table = None if even else jnp.asarray(alphabet)
-        return cls(*(jnp.asarray(s, dtype) for s in scalars), table=table)
+        return cls(*(jnp.asarray(s, dtype) for s in scalars), table=table, exact=exact)
 
     @property
     def max_abs(self) -> jax.Array:
@@ -120,6 +123,8 @@ class Levels:
         """
         if self.table is None:
             return jnp.clip(jnp.floor((p - self.first) * (1 / self.step)), 0, self.count - 2)
+        if isinstance(self.table, tuple):
+            return jnp.clip(sum((p >= level).astype(jnp.int32) for level in self.table) - 1, 0, len(self.table) - 2)
         k = self.table.size
         return jnp.clip(jnp.searchsorted(self.table, p, side="right", method="scan_unrolled") - 1, 0, k - 2)
 
@@ -127,6 +132,11 @@ class Levels:
         """The levels at these positions, of any real dtype."""
         if self.table is None:
             return self.first + i.astype(self.first.dtype) * self.step
+        if isinstance(self.table, tuple):
+            level = jnp.full(i.shape, self.table[0])
+            for k in range(1, len(self.table)):
+                level = jnp.where(i >= k, self.table[k], level)
+            return level
         return self.table[i.astype(jnp.int32)]
 
     def bracket(self, p: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from beacon_jax.quant.alphabets import Levels
-from beacon_jax.quant.products import lower_matmul
 from beacon_jax.quant.sweep import Rule, blocked_pass, pad_rows, pad_square
+from beacon_jax.quant.triangular import lower_matmul
 
 
 @jax.tree_util.register_dataclass
@@ -71,7 +71,14 @@ def ridge_of(H: jax.Array, damping: jax.Array | float) -> jax.Array:
 
 
 def decode(
-    decoder: Decoder, levels: Levels, W: jax.Array, s: jax.Array, z: jax.Array | None = None, *, block_size: int
+    decoder: Decoder,
+    levels: Levels,
+    W: jax.Array,
+    s: jax.Array,
+    z: jax.Array | None = None,
+    *,
+    block_size: int,
+    block: str = "xla",
 ) -> tuple[jax.Array, jax.Array]:
     """Rounds the columns of W (N, C) to levels q, Ŵ = s q + z.
 
@@ -82,6 +89,7 @@ def decode(
       s: (C,) scales, of either sign, none 0.
       z: (C,) offsets, None for none.
       block_size: coordinates per block; any that is at least 1.
+      block: "xla" or "pallas", as for `sweep.blocked_pass`.
 
     Returns:
       q (N, C) and (w − ŵ)ᵀH(w − ŵ), (C,).
@@ -100,6 +108,8 @@ def decode(
         jnp.zeros_like(rows),
         jnp.zeros_like(s),
         block_size=block_size,
+        block=block,
+        codes=levels.exact,
         lower=True,
     )
     return decoder.back(q[:N]), jnp.square(s) * error

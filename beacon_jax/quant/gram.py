@@ -21,8 +21,9 @@ import numpy as np
 from jax import lax
 
 from beacon_jax.quant.moments import Moments, outer
-from beacon_jax.quant.products import add_gram, matmul, mirrored
+from beacon_jax.quant.products import matmul
 from beacon_jax.quant.residual import ResidualChange
+from beacon_jax.quant.triangular import add_gram, mirrored
 
 
 @jax.tree_util.register_dataclass

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.precision import in_dtype, mean_over_spread, working_dtype
-from beacon_jax.quant.products import matmul, quadratic_form
+from beacon_jax.quant.products import matmul
 from beacon_jax.quant.quantized import QuantizedMatrix
+from beacon_jax.quant.triangular import quadratic_form
 from beacon_jax.quant.units import in_units
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from beacon_jax.quant.products import mirrored
+from beacon_jax.quant.triangular import mirrored
 
 
 @jax.tree_util.register_dataclass

@@ -18,7 +18,8 @@ from jax.scipy.linalg import cho_factor, cho_solve
 
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.moments import outer
-from beacon_jax.quant.products import matmul, quadratic_form
+from beacon_jax.quant.products import matmul
+from beacon_jax.quant.triangular import quadratic_form
 
 LITTLE = 1e-3  # of the mean of diag(P): ridge of the weights that a decoder aims at
 

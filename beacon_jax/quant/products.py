@@ -1,14 +1,13 @@
-"""Matrix products in true float32 (float64) on every backend, and those of triangular and symmetric matrices."""
+"""Matrix products in true float32 (float64) on every backend."""
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-STRIPES = 4  # pieces of a triangular product, each as long as what is not zero
-_WIDE = {"cpu": 256, "others": 2048}  # inputs from which a symmetric product is made in pieces
+TPU_ROWS, LANES = 128, 128  # of a TPU's product, a tile's rows and what its other axes are multiples of
+TPU_TILE, TPU_CODE_TILE = 512, 768  # and these at most, of float32 and with codes
 
 
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -19,37 +18,84 @@ def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
-def lower_matmul(M: jax.Array, Q: jax.Array) -> jax.Array:
-    """tril(M) @ Q for (N, N) and (N, C), in less time than the whole product."""
-    M, N = jnp.tril(M), M.shape[0]
-    edges = [N * i // STRIPES for i in range(STRIPES + 1)] if N >= 256 else [0, N]
-    return jnp.concatenate([matmul(M[i:j, :j], Q[:j]) for i, j in itertools.pairwise(edges)])
+def code_matmul(a: jax.Array, q: jax.Array) -> jax.Array:
+    """a @ q in true float32 (float64), for q whose entries bfloat16 holds exactly, as `Levels.exact` says of codes.
 
-
-def quadratic_form(M: jax.Array, Q: jax.Array) -> jax.Array:
-    """(C,) values qᵀMq for the columns q of Q, M symmetric."""
-    return (Q * (2 * lower_matmul(M, Q) - jnp.diagonal(M)[:, None] * Q)).sum(0)
-
-
-def add_gram(total: jax.Array, x: jax.Array) -> jax.Array:
-    """total + xᵀx below the diagonal and on it, for (N, N) and (m, N); what is above is left as it may be.
-
-    Panel of columns by panel, in 5/8 of the operations of the whole product; see `mirrored`.
+    On GPU and TPU float32 products of this kind are three of bfloat16, which matrix units are made for, in place of the
+    six that a TPU takes otherwise, and of a GPU's plain float32 units. The 24 bits of a number are three parts of 8, so
+    that nothing is lost but what the sums, in float32, round.
     """
-
-    def add(least, total, x):
-        N = x.shape[1]
-        edges = [N * i // STRIPES for i in range(STRIPES + 1)] if N >= least else [0, N]
-        panels = [(start, x[:, start:stop]) for start, stop in itertools.pairwise(edges)]
-        for i, (row, a) in enumerate(panels):
-            for column, b in panels[: i + 1]:
-                total = total.at[row : row + a.shape[1], column : column + b.shape[1]].add(matmul(a.T, b))
-        return total
-
-    cpu, others = (functools.partial(add, _WIDE[name]) for name in ("cpu", "others"))
-    return lax.platform_dependent(total, x, cpu=cpu, default=others)
+    if a.dtype != jnp.float32:
+        return matmul(a, q)
+    tiles = functools.partial(_in_tiles, parts_one_by_one, largest=TPU_CODE_TILE)
+    return lax.platform_dependent(a, q, cpu=matmul, tpu=tiles, default=parts_together)
 
 
-def mirrored(M: jax.Array) -> jax.Array:
-    """The symmetric matrices (…, N, N) of which what is below the diagonal and on it is given."""
-    return jnp.where(jnp.tri(M.shape[-1], dtype=bool), M, M.mT)
+def parts_together(a: jax.Array, q: jax.Array) -> jax.Array:
+    """`code_matmul` of float32 by one product, (3 M, N) and (N, C): one launch on a GPU."""
+    parts = jnp.concatenate(_parts(a))
+    low, middle, high = _bfloat16_matmul(parts, q).reshape(3, a.shape[0], q.shape[1])
+    return low + middle + high
+
+
+def parts_one_by_one(a: jax.Array, q: jax.Array) -> jax.Array:
+    """`code_matmul` of float32 by three products, into which a TPU's compiler takes the sums."""
+    low, middle, high = (_bfloat16_matmul(part, q) for part in _parts(a))
+    return low + middle + high
+
+
+def _bfloat16_matmul(a, q):
+    return jnp.matmul(a, q.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+
+
+def _parts(a):
+    """Three bfloat16 arrays, smallest first, whose sum is a."""
+    high = _eight_bits(a)
+    middle = _eight_bits(a - high)
+    return [part.astype(jnp.bfloat16) for part in (a - high - middle, middle, high)]
+
+
+def _eight_bits(a):
+    # XLA takes two casts, there and back, for none.
+    return lax.reduce_precision(a, exponent_bits=8, mantissa_bits=7)
+
+
+def large_matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+    """`matmul` for the solvers' loops: on a TPU a tile at a time.
+
+    Where all of it fits on chip, a TPU's compiler writes a whole product out, which takes it 10 seconds for 768 × 768
+    times 768 × 768, and a tenth of that for the tiles, of whatever size the product is.
+    """
+    return lax.platform_dependent(a, b, tpu=functools.partial(_in_tiles, matmul), default=matmul)
+
+
+def _in_tiles(product, a, b, largest=TPU_TILE):
+    """product(a, b) of tiles, for (M, N) and (N, C)."""
+    sizes = min(a.shape[0], TPU_ROWS), _tile(a.shape[1], largest), _tile(b.shape[1], largest)
+    out_shape = a.shape[0], b.shape[1]
+    a, b = _padded(a, sizes[:2]), _padded(b, sizes[1:])
+    rows, inner, columns = sizes
+    depth, across = a.shape[1] // inner, b.shape[1] // columns
+
+    def visit(i, out):
+        r, c = i // across * rows, i % across * columns
+
+        def add(k, total):
+            left = lax.dynamic_slice(a, (r, k * inner), (rows, inner))
+            return total + product(left, lax.dynamic_slice(b, (k * inner, c), (inner, columns)))
+
+        tile = lax.fori_loop(0, depth, add, jnp.zeros((rows, columns), out.dtype))
+        return lax.dynamic_update_slice(out, tile, (r, c))
+
+    out = jnp.zeros((a.shape[0], b.shape[1]), a.dtype)
+    out = lax.fori_loop(0, a.shape[0] // rows * across, visit, out)
+    return out[: out_shape[0], : out_shape[1]]
+
+
+def _tile(n, largest):
+    """n, or the size of a few equal tiles of at most `largest`."""
+    return n if n <= largest else -(-n // (-(-n // largest) * LANES)) * LANES
+
+
+def _padded(a, multiples):
+    return jnp.pad(a, [(0, -n % m) for n, m in zip(a.shape, multiples, strict=True)])

@@ -89,26 +89,34 @@ def _best_fraction(
         unit, shift, nearest = s, z / s, levels.nearest
     inverse = 1 / unit
 
-    # Elementwise over all fractions, some rows at a time: XLA vectorizes that, and a sum over rows not as well.
-    def add_rows(rows, counted, error):
-        for i in range(rows.shape[0]):
-            x = rows[i][None, :] * inverse - shift
-            square = jnp.square(x - nearest(x))
-            error = error + (square if counted is None else square * counted[i])
-        return error
+    def squares(row, counts):
+        x = row * inverse - shift
+        square = jnp.square(x - nearest(x))
+        return square if counts is None else square * counts
+
+    # Elementwise over all fractions, some rows at a time: a CPU vectorizes that, and a sum over rows not as well.
+    def by_rows(w, counted):
+        def add_rows(rows, counted, error):
+            for i in range(rows.shape[0]):
+                error = error + squares(rows[i][None, :], None if counted is None else counted[i])
+            return error
+
+        whole = w.shape[0] // ROWS
+        error = jnp.zeros_like(s)
+        if whole:
+            groups = jax.tree.map(lambda a: a[: whole * ROWS].reshape(whole, ROWS, *a.shape[1:]), (w, counted))
+
+            def add_group(i, error):
+                return add_rows(*jax.tree.map(lambda a: a[i], groups), error)
+
+            error = lax.fori_loop(0, whole, add_group, error)
+        return add_rows(*jax.tree.map(lambda a: a[whole * ROWS :], (w, counted)), error)
+
+    def at_once(w, counted):
+        return jax.vmap(lambda row, count: squares(row[None, :], count))(w, counted).sum(0)
 
     counted = None if live is None else live.astype(w.dtype)
-    whole = w.shape[0] // ROWS
-    error = jnp.zeros_like(s)
-    if whole:
-        groups = jax.tree.map(lambda a: a[: whole * ROWS].reshape(whole, ROWS, *a.shape[1:]), (w, counted))
-
-        def add_group(i, error):
-            return add_rows(*jax.tree.map(lambda a: a[i], groups), error)
-
-        error = lax.fori_loop(0, whole, add_group, error)
-    rest = jax.tree.map(lambda a: a[whole * ROWS :], (w, counted))
-    error = add_rows(*rest, error) * jnp.square(unit)
+    error = lax.platform_dependent(w, counted, cpu=by_rows, default=at_once) * jnp.square(unit)
     # Errors of zero, which rounding makes a little more than that, are equal.
     size = jnp.square(w) if counted is None else jnp.square(w) * counted[:, None]
     noise = float(jnp.finfo(w.dtype).eps) ** 1.5 * size.sum(0)

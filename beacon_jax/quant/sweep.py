@@ -18,7 +18,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from beacon_jax.quant.products import STRIPES, matmul
+from beacon_jax.quant.pallas_block import pallas_pass
+from beacon_jax.quant.products import code_matmul, large_matmul, matmul
+from beacon_jax.quant.triangular import STRIPES
 
 INNER = 8  # rows whose products follow every single choice
 
@@ -59,6 +61,8 @@ def blocked_pass(
     *,
     block_size: int,
     lower: bool = False,
+    codes: bool = False,
+    block: str = "xla",
 ) -> tuple[jax.Array, Any]:
     """Visits the coordinates in order and lets `rule` set each row of Q.
 
@@ -72,11 +76,20 @@ def blocked_pass(
       state: pytree of (C,) arrays carried along.
       block_size: B, must divide N (see `pad_rows`, `pad_square`).
       lower: promises that Q is zero, so that only what lies before a block can contribute to it.
+      codes: promises that bfloat16 holds all numbers in Q and all that are chosen (see `code_matmul`).
+      block: "xla", or "pallas" for kernels (see pallas_block.py).
 
     Returns:
       Q and state after the pass.
     """
-    size = block_size
+    size, product = block_size, code_matmul if codes else large_matmul
+    if block == "pallas":
+
+        def outside(b, Q):
+            stripes = [take(M, b * size, size) for M in matrices]
+            return [prefix_product(s, Q, b, size, product) if lower else product(s, Q) for s in stripes]
+
+        return pallas_pass(rule, matrices, constants, shared, rows, Q, state, block_size=size, outside=outside)
 
     def enter_block(b, carry):
         Q, state = carry
@@ -84,14 +97,14 @@ def blocked_pass(
         stripes = [take(M, start, size) for M in matrices]
         corners = [take(stripe, start, size, axis=1) for stripe in stripes]
         if lower:
-            outside = [prefix_product(stripe, Q, b, size) for stripe in stripes]
+            outside = [prefix_product(stripe, Q, b, size, product) for stripe in stripes]
         else:
             # Without the block's own part, which changes.
             rest = [
                 put(stripe, jnp.zeros_like(corner), start, axis=1)
                 for stripe, corner in zip(stripes, corners, strict=True)
             ]
-            outside = [matmul(stripe, Q) for stripe in rest]
+            outside = [product(stripe, Q) for stripe in rest]
         block, state = visit_block(rule, corners, outside, constants, shared, rows, take(Q, start, size), state, start)
         return put(Q, block, start), state
 
@@ -152,8 +165,16 @@ def visit_block(
     return lax.fori_loop(0, size // inner, visit_inner, (block, state))
 
 
-def prefix_product(stripe: jax.Array, Q: jax.Array, b: jax.Array, size: int) -> jax.Array:
-    """stripe @ Q, one of them zero from b·size on, with the shortest of a few lengths that holds the rest."""
+def prefix_product(stripe: jax.Array, Q: jax.Array, b: jax.Array, size: int, product: Callable = matmul) -> jax.Array:
+    """stripe @ Q, one of them zero from b·size on, on a CPU with the shortest of a few lengths that holds the rest.
+
+    GPU and TPU take the whole: for the branches a GPU waits for its host, and a TPU's compiler takes a second for each.
+    """
+    shortest = functools.partial(_shortest_product, size=size)
+    return lax.platform_dependent(stripe, Q, b, cpu=shortest, default=lambda stripe, Q, _b: product(stripe, Q))
+
+
+def _shortest_product(stripe, Q, b, *, size):
     blocks = Q.shape[0] // size
     pieces = min(STRIPES, blocks)
     lengths = [-(-blocks * k // pieces) * size for k in range(pieces + 1)]

@@ -25,40 +25,40 @@ from beacon_jax.quant.alphabets import is_symmetric
 from beacon_jax.quant.compiling import jit_solver
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.methods.best_level import best_level
-from beacon_jax.quant.methods.options import Options, option
+from beacon_jax.quant.methods.block_options import BlockOptions
+from beacon_jax.quant.methods.options import option
 from beacon_jax.quant.precision import tie_tolerance
 from beacon_jax.quant.problem import Found, Problem
-from beacon_jax.quant.products import lower_matmul, matmul, quadratic_form
 from beacon_jax.quant.scales import least_squares_scale, nonzero
+from beacon_jax.quant.side_by_side import part_size, side_by_side
 from beacon_jax.quant.sweep import (
     Rule,
     blocked_pass,
-    even_block,
     map_channel_chunks,
     pad_rows,
     pad_square,
 )
+from beacon_jax.quant.triangular import lower_and_whole, quadratic_form
 
 CENTERINGS = ("none", "mean")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SizeOptions(Options):
+class SizeOptions(BlockOptions):
     """How much is solved at a time, which beacon_plus has as well."""
 
     block_size: int = option(128, "coordinates per block, at most", unit="inputs", at_least=1, decides_result=False)
     channel_chunk: int | None = option(
         None,
-        "channels solved at a time; None for all, but about 1,000 on one CPU, for its caches",
+        "channels solved at a time; None for all, but parts on one CPU, for its caches and cores",
         unit="channels",
         at_least=1,
         decides_result=False,
     )
 
-    def sizes(self, kernel: jax.Array) -> dict[str, int | None]:
-        """block_size and channel_chunk for a kernel (N, C)."""
-        chunk = self.channel_chunk or _chunk_for_caches(kernel)
-        return {"block_size": even_block(kernel.shape[0], self.block_size), "channel_chunk": chunk}
+    def sizes(self, kernel: jax.Array) -> dict[str, int | str | None]:
+        """block_size, block and channel_chunk for a kernel (N, C)."""
+        return {**self.blocks(kernel), "channel_chunk": self.channel_chunk or _chunk_for_caches(kernel)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,14 +95,17 @@ def solve(problem: Problem, options: BeaconOptions) -> Found:
     if options.centering == "mean":
         mean = W.mean(0)
         W, offset = W - mean[None, :], mean * _offset_gain(problem.stats)
-    codes, facts = solve_codes(
-        W,
-        grams_of(problem.stats),
-        problem.levels,
-        sweeps=options.sweeps,
-        both_signs=not is_symmetric(problem.alphabet),
-        **options.sizes(W),
-    )
+    levels, both_signs = problem.levels, not is_symmetric(problem.alphabet)
+    how = dict(sweeps=options.sweeps, both_signs=both_signs, **options.blocks(W))
+
+    def solved(W, channel_chunk=None):
+        return solve_codes(W, grams, levels, channel_chunk=channel_chunk, **how)
+
+    grams, size = grams_of(problem.stats), part_size(W)
+    if size is None:
+        codes, facts = solved(W, options.channel_chunk)
+    else:
+        codes, facts = side_by_side(solved, W, options.channel_chunk or size)
     return Found(codes, facts.pop("scale"), offset, info=facts)
 
 
@@ -113,42 +116,42 @@ def _chunk_for_caches(kernel):
     return -(-channels // -(-channels // 1024))
 
 
-@jit_solver("sweeps", "both_signs", "block_size", "channel_chunk")
-def solve_codes(W, grams, levels, *, sweeps, both_signs, block_size, channel_chunk):
+@jit_solver("sweeps", "both_signs", "block_size", "block", "channel_chunk")
+def solve_codes(W, grams, levels, *, sweeps, both_signs, block_size, channel_chunk, block="xla"):
     """Codes (N, C) and the facts of each channel, scale among them, from (H, G, F), the last two None for one stream.
 
     One trace per layer shape and dtype, whatever the (evenly spaced) alphabet.
     """
     both = W if not both_signs else jnp.concatenate([W, -W], axis=1)
     q, facts = map_channel_chunks(
-        functools.partial(_solve_channels, grams, levels, sweeps, block_size), channel_chunk, both
+        functools.partial(_solve_channels, grams, levels, sweeps, block_size, block), channel_chunk, both
     )
     if both_signs:
         q, facts = _better_sign(q, facts)
     return levels.index(q), facts
 
 
-def _solve_channels(grams, levels, sweeps, block_size, W):
+def _solve_channels(grams, levels, sweeps, block_size, block, W):
     """Greedy start and sweeps for the channels W (N, C): q (N, C) and the facts of each."""
+    visit = functools.partial(blocked_pass, block_size=block_size, block=block, codes=levels.exact)
     H, G, F = grams
     N, one_stream = W.shape[0], G is None
     G = H if one_stream else G
     padded = pad_square(H, block_size), None if one_stream else pad_square(G.T, block_size)
     first_level = levels.nearest(W / least_squares_scale(W, levels)[None, :])
-    start_h = lower_matmul(G, W)
-    h = matmul(G, W)
+    start_h, h = lower_and_whole(G, W)
     y_norm = jnp.sqrt(jnp.maximum((W * h).sum(0) if one_stream else quadratic_form(F, W), 0))
     W, start_h, h, first_level = pad_rows((W, start_h, h, first_level), block_size)
     diagonals = pad_rows((jnp.diagonal(H), jnp.diagonal(G)), block_size)
 
-    q, beta = _greedy_start(*padded, diagonals, levels, block_size, W, start_h, first_level)
+    q, beta = _greedy_start(visit, *padded, diagonals, levels, W, start_h, first_level)
     history = jnp.zeros((sweeps + 1, *y_norm.shape), y_norm.dtype).at[0].set(_cosine((h * q).sum(0), beta, y_norm))
 
     def sweep(carry):
         k, q, beta, history, made, moving = carry
         # Afresh in every sweep, so that rounding does not drift.
         start = (h * q).sum(0), beta
-        swept, (a, beta) = _sweep(padded[0], diagonals[0], levels, block_size, h, first_level, q, start)
+        swept, (a, beta) = _sweep(visit, padded[0], diagonals[0], levels, h, first_level, q, start)
         changed = (swept != q).any(0)
         history = history.at[k + 1].set(jnp.where(changed, _cosine(a, beta, y_norm), history[k]))
         return k + 1, swept, beta, history, jnp.where(moving, k + 1, made), moving & changed
@@ -171,13 +174,13 @@ def _solve_channels(grams, levels, sweeps, block_size, W):
     return q[:N], facts
 
 
-def sweep_codes(P, h, target, levels, q, sweeps, block_size):
+def sweep_codes(P, h, target, levels, q, sweeps, block_size, block="xla"):
     """Up to `sweeps` passes of coordinate maximisation of the cosine |hᵀq| / √(qᵀPq) from codes q (N, C).
 
     target (N, C), real weights near the optimum, decides the level for an empty running sum. Returns q, and (C,)
     whether the last pass that a channel took part in changed nothing.
     """
-    N = q.shape[0]
+    N, visit = q.shape[0], functools.partial(blocked_pass, block_size=block_size, block=block, codes=levels.exact)
     cross, beta = (h * q).sum(0), quadratic_form(P, q)
     sign = jnp.where(cross < 0, -1, 1).astype(q.dtype)
     h = h * sign[None, :]
@@ -188,7 +191,7 @@ def sweep_codes(P, h, target, levels, q, sweeps, block_size):
 
     def sweep(carry):
         k, q, beta, _ = carry
-        swept, (_, beta) = _sweep(M, diagonal, levels, block_size, h, first_level, q, ((h * q).sum(0), beta))
+        swept, (_, beta) = _sweep(visit, M, diagonal, levels, h, first_level, q, ((h * q).sum(0), beta))
         return k + 1, swept, beta, (swept != q).any(0)
 
     def unfinished(carry):
@@ -199,10 +202,10 @@ def sweep_codes(P, h, target, levels, q, sweeps, block_size):
     return q[:N], ~moving
 
 
-def _greedy_start(H, Gt, diagonals, levels, block_size, W, start_h, first_level):
+def _greedy_start(visit, H, Gt, diagonals, levels, W, start_h, first_level):
     """q (N, C), each coordinate chosen for the part of the output that it and those before it make up, and ‖s‖²."""
     zero, rows = jnp.zeros(W.shape[1], W.dtype), (W, start_h, first_level)
-    q, (_, c) = blocked_pass(
+    q, (_, c) = visit(
         Rule(_choose_first, _update_first),
         (H,) if Gt is None else (H, Gt),
         levels,
@@ -210,7 +213,6 @@ def _greedy_start(H, Gt, diagonals, levels, block_size, W, start_h, first_level)
         rows,
         jnp.zeros_like(W),
         (zero, zero),
-        block_size=block_size,
         lower=True,
     )
     return q, c
@@ -231,10 +233,9 @@ def _update_first(_levels, diagonals, row, products, _q, p, state):
     return a + w * (g - p * G_tt) + p * h, c + p * (2 * v - p * H_tt)
 
 
-def _sweep(H, diagonal, levels, block_size, h, first_level, q, state):
+def _sweep(visit, H, diagonal, levels, h, first_level, q, state):
     """One pass of exact coordinate maximisation; state = (a, β) of the whole q."""
-    rule = Rule(_choose_again, _update_again)
-    return blocked_pass(rule, (H,), levels, diagonal, (h, first_level), q, state, block_size=block_size)
+    return visit(Rule(_choose_again, _update_again), (H,), levels, diagonal, (h, first_level), q, state)
 
 
 def _choose_again(levels, H_tt, row, products, q, state):

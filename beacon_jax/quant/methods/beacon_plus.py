@@ -31,7 +31,7 @@ from beacon_jax.quant.objective import Objective, bias_change
 from beacon_jax.quant.pairs import pair_moves
 from beacon_jax.quant.problem import Found, Problem
 from beacon_jax.quant.scales import SCALES, least_squares_scale, nonzero, scale_and_offset
-from beacon_jax.quant.sweep import map_channel_chunks
+from beacon_jax.quant.sweep import even_block, map_channel_chunks
 
 STARTS = ("scan", "greedy")
 SCAN = (0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4)  # of the least-squares scale
@@ -141,6 +141,7 @@ def solve(problem: Problem, options: BeaconPlusOptions) -> Found:
     )
     both_signs, steps = not is_symmetric(problem.alphabet), options.steps(W.shape[0])
     run = options.sizes(W)
+    beam_run = {"block_size": even_block(W.shape[0], options.block_size), "channel_chunk": run["channel_chunk"]}
     few, history = W.shape[0] <= FEW, []
 
     def sweep(best):
@@ -164,7 +165,7 @@ def solve(problem: Problem, options: BeaconPlusOptions) -> Found:
         best, fixed = sweep(_decoded(objective, decoder, levels, *best, near, **run))
     if steps.beam:
         near = scales if few else _near(objective, best[0], steps.beam_scales)
-        best, fixed = sweep(_beamed(objective, decoder, levels, *best, near, width=steps.beam, **run))
+        best, fixed = sweep(_beamed(objective, decoder, levels, *best, near, width=steps.beam, **beam_run))
     for _ in range(steps.pairs):
         best, fixed = sweep(_paired(objective, levels, *best, channel_chunk=run["channel_chunk"]))
     codes, scale, offset, change = _finish(W, problem.stats, objective, levels, best[0], residual, bias=free)
@@ -217,13 +218,13 @@ def _near(objective, q, factors):
     return jnp.asarray(factors, q.dtype)[:, None] * nonzero(objective.scale(q))[None, :]
 
 
-@jit_solver("block_size", "channel_chunk")
-def _decoded(objective, decoder, levels, q, loss, scales, *, block_size, channel_chunk):
+@jit_solver("block_size", "block", "channel_chunk")
+def _decoded(objective, decoder, levels, q, loss, scales, *, block_size, block, channel_chunk):
     """(q, loss), each channel's better of those given and of those decoded at the scales (S, C)."""
 
     def decode_channels(objective, q, loss, scales):
         def at_scale(best, s):
-            new, error = decode(decoder, levels, objective.target, s, block_size=block_size)
+            new, error = decode(decoder, levels, objective.target, s, block_size=block_size, block=block)
             # The decoder's matrix has a ridge, the objective has not.
             ridge = decoder.ridge * jnp.square(objective.target - s[None, :] * new).sum(0)
             return _kept(*best, new, objective.loss_from(new, s, error - ridge)), None
@@ -234,12 +235,13 @@ def _decoded(objective, decoder, levels, q, loss, scales, *, block_size, channel
     return _by_channels(decode_channels, objective, channel_chunk, q, loss, scales)
 
 
-@jit_solver("sweeps", "block_size", "channel_chunk")
-def _swept(objective, levels, q, loss, *, sweeps, block_size, channel_chunk):
+@jit_solver("sweeps", "block_size", "block", "channel_chunk")
+def _swept(objective, levels, q, loss, *, sweeps, block_size, block, channel_chunk):
     """(q, loss) after up to that many passes, where they are better, and whether each channel's have come to rest."""
 
     def sweep_channels(objective, q, loss):
-        new, fixed = beacon.sweep_codes(objective.P, objective.h, objective.target, levels, q, sweeps, block_size)
+        start = objective.P, objective.h, objective.target, levels, q
+        new, fixed = beacon.sweep_codes(*start, sweeps, block_size, block)
         return *_better(objective, q, loss, new), fixed
 
     return _by_channels(sweep_channels, objective, channel_chunk, q, loss)

@@ -41,7 +41,9 @@ def _is_higher(num, den, a, h, lo, hi, tol):
     terms = jnp.abs(num) * (jnp.abs(n_lo) + jnp.abs(n_hi)) + jnp.abs(den) * (jnp.abs(lo * n_hi) + jnp.abs(hi * n_lo))
     noise = tol * terms
     both_positive, both_negative = (n_lo > 0) & (n_hi > 0), (n_lo <= 0) & (n_hi <= 0)
-    return jnp.where(both_positive, gain > noise, jnp.where(both_negative, gain < -noise, n_hi > n_lo))
+    # Not by selections, of which a TPU's kernel has none between truth values.
+    one_sign = (both_positive & (gain > noise)) | (both_negative & (gain < -noise))
+    return one_sign | (~(both_positive | both_negative) & (n_hi > n_lo))
 
 
 def _first_of_right_sign(levels, a, d, H_tt, tol):

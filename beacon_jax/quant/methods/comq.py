@@ -10,17 +10,19 @@ import jax.numpy as jnp
 from jax import lax
 
 from beacon_jax.quant.compiling import jit_solver
-from beacon_jax.quant.methods.options import Options, option
+from beacon_jax.quant.methods.block_options import BlockOptions
+from beacon_jax.quant.methods.options import option
 from beacon_jax.quant.problem import Found, Problem
-from beacon_jax.quant.products import matmul, quadratic_form
+from beacon_jax.quant.products import matmul
 from beacon_jax.quant.scales import SCALES, scale_and_offset
-from beacon_jax.quant.sweep import Rule, blocked_pass, even_block, pad_rows, pad_square
+from beacon_jax.quant.sweep import Rule, blocked_pass, pad_rows, pad_square
+from beacon_jax.quant.triangular import quadratic_form
 
 ORDERS = ("natural", "greedy")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class COMQOptions(Options):
+class COMQOptions(BlockOptions):
     """Options of COMQ. The published method uses statistics of one stream; with both it fits ‖Xw − s·X̃q‖²."""
 
     sweeps: int = option(4, "passes over the codes, a scale update after each", unit="passes", at_least=1)
@@ -29,7 +31,6 @@ class COMQOptions(Options):
     order: str = option(
         "greedy", "natural, or greedy: descending ‖X̃_t‖ ‖W_t‖, one order for all channels", choices=ORDERS
     )
-    block_size: int = option(64, "coordinates per block, at most", unit="inputs", at_least=1, decides_result=False)
 
 
 def solve(problem: Problem, options: COMQOptions) -> Found:
@@ -48,7 +49,7 @@ def solve(problem: Problem, options: COMQOptions) -> Found:
         z,
         sweeps=options.sweeps,
         greedy=options.order == "greedy",
-        block_size=even_block(W.shape[0], options.block_size),
+        **options.blocks(W),
     )
     return Found(
         codes,
@@ -58,8 +59,8 @@ def solve(problem: Problem, options: COMQOptions) -> Found:
     )
 
 
-@jit_solver("sweeps", "greedy", "block_size")
-def _solve(W, stats, levels, s, z, *, sweeps, greedy, block_size):
+@jit_solver("sweeps", "greedy", "block_size", "block")
+def _solve(W, stats, levels, s, z, *, sweeps, greedy, block_size, block):
     N = W.shape[0]
     H, G, F = stats.H, stats.G, stats.F
     diagonal = jnp.diagonal(H)
@@ -73,7 +74,7 @@ def _solve(W, stats, levels, s, z, *, sweeps, greedy, block_size):
 
     def sweep(carry, _):
         q, s = carry
-        q, _ = blocked_pass(Rule(_choose), (M,), levels, diagonal, h_rows, q, s, block_size=block_size)
+        q, _ = blocked_pass(Rule(_choose), (M,), levels, diagonal, h_rows, q, s, block_size=block_size, block=block)
         cross, norm = (h_rows * q).sum(0), quadratic_form(M, q)
         s = jnp.where((norm > 0) & (cross != 0), cross / jnp.where(norm > 0, norm, 1), s)
         return (q, s), constant - 2 * s * cross + s * s * norm

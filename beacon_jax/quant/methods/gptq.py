@@ -8,16 +8,16 @@ from jax.scipy.linalg import cho_factor, cho_solve
 from beacon_jax.quant.compiling import jit_solver
 from beacon_jax.quant.decoding import Decoder, decode, descending, ridge_of
 from beacon_jax.quant.methods import beacon
-from beacon_jax.quant.methods.options import Options, option
+from beacon_jax.quant.methods.block_options import BlockOptions
+from beacon_jax.quant.methods.options import option
 from beacon_jax.quant.objective import bias_change
 from beacon_jax.quant.problem import Found, Problem
 from beacon_jax.quant.products import matmul
 from beacon_jax.quant.scales import SCALES, nonzero, scale_and_offset
-from beacon_jax.quant.sweep import even_block
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GPTQOptions(Options):
+class GPTQOptions(BlockOptions):
     """Options of GPTQ. Raises ValueError also for Beacon's scale with a zero point."""
 
     scale: str = option(
@@ -29,7 +29,6 @@ class GPTQOptions(Options):
     act_order: bool = option(False, "round in descending order of diag(H) instead of the natural order")
     bias: bool = option(False, "let the layer's bias change, where it has one, and round for what varies alone")
     damping: float = option(0.01, "λ, added to H's diagonal", unit="mean of diag(H)", above=0)
-    block_size: int = option(64, "coordinates per block, at most", unit="inputs", at_least=1, decides_result=False)
 
     def __post_init__(self):
         super().__post_init__()
@@ -63,20 +62,20 @@ def solve(problem: Problem, options: GPTQOptions) -> Found:
         options.damping,
         act_order=options.act_order,
         bias=options.frees_bias(problem.has_bias),
-        block_size=even_block(W.shape[0], options.block_size),
+        **options.blocks(W),
     )
     return Found(codes, s, None if options.symmetric else z, change, sound=factored)
 
 
-@jit_solver("act_order", "bias", "block_size")
-def _solve(W, stats, levels, s, z, damping, *, act_order, bias, block_size):
+@jit_solver("act_order", "bias", "block_size", "block")
+def _solve(W, stats, levels, s, z, damping, *, act_order, bias, block_size, block):
     H, target = stats.centred[0] if bias else stats.H, W
     if not stats.one_stream:
         regular = H + ridge_of(H, damping) * jnp.eye(W.shape[0], dtype=W.dtype)
         target = W + cho_solve(cho_factor(regular, lower=True), _change(stats, W, bias))
     order = descending(jnp.diagonal(H)) if act_order else jnp.arange(W.shape[0])
     decoder = Decoder.of(H, order, damping)
-    q, error = decode(decoder, levels, target, s, z, block_size=block_size)
+    q, error = decode(decoder, levels, target, s, z, block_size=block_size, block=block)
     change = bias_change(stats, W, s[None, :] * q + z[None, :]) if bias else None
     return levels.index(q), change, jnp.isfinite(error).all() & jnp.isfinite(decoder.feedback).all()
 

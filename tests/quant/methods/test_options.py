@@ -55,5 +55,5 @@ def test_every_option_says_what_it_is(method):
         assert bool(field.metadata["choices"]) == (field.type is str)
         if field.type in (int, int | None):
             assert field.metadata["at_least"] is not None
-    assert method.rounding_only <= {"block_size", "channel_chunk"}
+    assert method.rounding_only <= {"block_size", "block", "channel_chunk"}
     assert set(method.options().deciding()).isdisjoint(method.rounding_only)

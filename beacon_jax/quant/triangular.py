@@ -1,0 +1,75 @@
+"""Products of triangular and symmetric matrices, of which half is enough."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from beacon_jax.quant.products import large_matmul, matmul
+
+STRIPES = 4  # pieces of a triangular product, each as long as what is not zero
+_WIDE = {"cpu": 256, "others": 2048}  # inputs from which a symmetric product is made in pieces
+
+
+def lower_matmul(M: jax.Array, Q: jax.Array) -> jax.Array:
+    """tril(M) @ Q for (N, N) and (N, C), on a CPU in less time than the whole product."""
+    return lax.platform_dependent(jnp.tril(M), Q, cpu=_in_stripes, default=large_matmul)
+
+
+def lower_and_whole(M: jax.Array, Q: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """tril(M) @ Q and M @ Q for (N, N) and (N, C), on a CPU in little more time than the second."""
+
+    def both(M, Q):
+        return large_matmul(jnp.tril(M), Q), large_matmul(M, Q)
+
+    return lax.platform_dependent(M, Q, cpu=_both_in_stripes, default=both)
+
+
+def _both_in_stripes(M, Q):
+    lower, whole = [], []
+    for i, j in _stripes(M.shape[0]):
+        before, corner, own = matmul(M[i:j, :i], Q[:i]), M[i:j, i:j], Q[i:j]
+        lower.append(before + matmul(jnp.tril(corner), own))
+        whole.append(before + matmul(M[i:j, i:], Q[i:]))
+    return jnp.concatenate(lower), jnp.concatenate(whole)
+
+
+def _in_stripes(M, Q):
+    return jnp.concatenate([matmul(M[i:j, :j], Q[:j]) for i, j in _stripes(M.shape[0])])
+
+
+def _stripes(N, least=_WIDE["cpu"]):
+    return list(itertools.pairwise([N * i // STRIPES for i in range(STRIPES + 1)] if N >= least else [0, N]))
+
+
+def quadratic_form(M: jax.Array, Q: jax.Array) -> jax.Array:
+    """(C,) values qᵀMq for the columns q of Q, M symmetric; of half of M on a CPU, as `lower_matmul`."""
+    return lax.platform_dependent(M, Q, cpu=_form_of_half, default=lambda M, Q: (Q * large_matmul(M, Q)).sum(0))
+
+
+def _form_of_half(M, Q):
+    return (Q * (2 * _in_stripes(jnp.tril(M), Q) - jnp.diagonal(M)[:, None] * Q)).sum(0)
+
+
+def add_gram(total: jax.Array, x: jax.Array) -> jax.Array:
+    """total + xᵀx below the diagonal and on it, for (N, N) and (m, N); what is above is left as it may be.
+
+    Panel of columns by panel, in 5/8 of the operations of the whole product; see `mirrored`.
+    """
+
+    def add(least, total, x):
+        panels = [(start, x[:, start:stop]) for start, stop in _stripes(x.shape[1], least)]
+        for i, (row, a) in enumerate(panels):
+            for column, b in panels[: i + 1]:
+                total = total.at[row : row + a.shape[1], column : column + b.shape[1]].add(matmul(a.T, b))
+        return total
+
+    cpu, others = (functools.partial(add, _WIDE[name]) for name in ("cpu", "others"))
+    return lax.platform_dependent(total, x, cpu=cpu, default=others)
+
+
+def mirrored(M: jax.Array) -> jax.Array:
+    """The symmetric matrices (…, N, N) of which what is below the diagonal and on it is given."""
+    return jnp.where(jnp.tri(M.shape[-1], dtype=bool), M, M.mT)
