@@ -55,8 +55,9 @@ class Calibration:
         streams: Sequence[str],
         execution: Execution,
         row_weights: str = "uniform",
+        placement: Placement | None = None,
     ):
-        self.model, self.execution, self.placement = model, execution, Placement(execution.mesh)
+        self.model, self.execution, self.placement = model, execution, placement or Placement(execution.mesh)
         self._stack = contextlib.ExitStack()
         self.quantized, self._leaves = QuantizedLeaves(model, leaves, self.placement), leaves
         self._influence = Influence(self.placement) if row_weights == "influence" else None
@@ -98,24 +99,28 @@ class Calibration:
             raise ValueError(f"expected batches to iterate over, got {type(batches).__name__}")
         for i, batch in enumerate(batches):
             leaves = checked_batch(batch, i)
-            signature = self.model.add(jax.tree.unflatten(jax.tree.structure(batch), leaves))
             own = None if weights is None else checked_weights(weights(batch), leaves, i)
-            self._count(signature, own)
-            self._signatures.append(signature)
-            self._weights.append(own)
-            self.examples += max((len(a) for a in leaves if a.ndim), default=1)
-            traced = self.model[signature]
-            if self._influence is not None:
-                rules = self._given_weights(signature, own)
-                self._influence.add(signature, traced, self._leaves, leaves, own, rules)
-            given = traced.stages[0].given
-            first = traced.program.inputs[0] if traced.program.inputs else 0
-            for stream in self.streams:
-                stream.data.append([leaves[v - first] for v in given])
+            self.add(jax.tree.unflatten(jax.tree.structure(batch), leaves), own)
             if fingerprint is not None:
                 fingerprint.add([*leaves, *([] if own is None else [own])])
         if not self._signatures:
             raise ValueError("no calibration batches: at least one is needed")
+
+    def add(self, batch: Any, weights: np.ndarray | None) -> None:
+        """Takes in a batch that is known to be sound, and the weights of its examples or positions."""
+        signature, leaves = self.model.add(batch), jax.tree.leaves(batch)
+        self._count(signature, weights)
+        self._signatures.append(signature)
+        self._weights.append(weights)
+        self.examples += max((a.shape[0] for a in leaves if a.ndim), default=1)
+        traced = self.model[signature]
+        if self._influence is not None:
+            rules = self._given_weights(signature, weights)
+            self._influence.add(signature, traced, self._leaves, leaves, weights, rules)
+        given = traced.stages[0].given
+        first = traced.program.inputs[0] if traced.program.inputs else 0
+        for stream in self.streams:
+            stream.data.append([leaves[v - first] for v in given])
 
     def _count(self, signature, weights):
         """Adds a batch's rows to those of each layer."""
@@ -183,7 +188,7 @@ class Calibration:
         stats = self._run(stage, [group], stats, onward=onward, residual=residual)
         (done,) = jax.block_until_ready(stats)
         if two and known is not None:
-            done = done.with_float(known)
+            done = self.placement.call(GramStats.with_float, done, known)
         return done, time.perf_counter() - start
 
     def all_statistics(self, stage: int, groups: Sequence[int], *, leave: bool) -> tuple[list[GramStats], float]:
@@ -200,7 +205,7 @@ class Calibration:
             if float_too or stream.name != "float":
                 for i in range(len(stream.data)):
                     step = self._step(stage, [], i, [stream], onward=True)
-                    _, output = _add_batch(step, [], self._arrays([stream], step, i), None, [])
+                    _, output = self._add_batch(step, [], self._arrays([stream], step, i), None, [])
                     stream.data.put(i, output)
 
     def _empty(self, stage: int, group: int, float_known: bool = False, residual: bool = False) -> GramStats:
@@ -219,10 +224,13 @@ class Calibration:
             step = self._step(stage, groups, i, self.streams, onward, residual)
             weights = self._weights[i]
             factors = [self._factors(stage, g, i) for g in groups]
-            stats, output = _add_batch(step, stats, self._arrays(self.streams, step, i), weights, factors)
+            stats, output = self._add_batch(step, stats, self._arrays(self.streams, step, i), weights, factors)
             if onward:
                 self.streams[0].data.put(i, output)
         return stats
+
+    def _add_batch(self, step, *args):
+        return self.placement.call(functools.partial(_add_batch, step), *args)
 
     def _factors(self, stage, group, i):
         """What the rows' weights are multiplied with, for each use of a group."""

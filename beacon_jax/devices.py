@@ -7,7 +7,7 @@ process reads the same images and keeps the rows of its own devices.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,22 +17,22 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 DATA, MODEL = "data", "model"
 
 
-def make_mesh(data: int = 0, model: int = 1) -> Mesh | None:
-    """A mesh of all devices of all processes: `data` × `model`, data = 0 for as many as model leaves.
+def make_mesh(data: int = 0, model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh | None:
+    """A mesh of these devices, or of all of all processes: `data` × `model`, data = 0 for as many as model leaves.
 
     None where there is one device.
 
     Raises:
       ValueError: data × model is not the number of devices.
     """
-    count = jax.device_count()
+    count = jax.device_count() if devices is None else len(devices)
     if data < 0 or model < 1 or (data or count // model) * model != count:
         raise ValueError(
             f"a mesh of data={data} × model={model} does not fit {count} devices; data=0 takes what is left"
         )
     if count == 1:
         return None
-    return jax.make_mesh((count // model, model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
+    return jax.make_mesh((count // model, model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,10 @@ class Placement:
     """Where arrays lie on a mesh; with mesh None, on the default device, and every method leaves them as they are."""
 
     mesh: Mesh | None = None
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """function(*args). Whatever a run computes on the devices goes through here, so that it can be listed."""
+        return function(*args)
 
     def by_rows(self, shape: Sequence[int]) -> NamedSharding | None:
         """Of arrays of that shape: the first axis over "data", or whole on every device where it cannot be divided."""
