@@ -99,10 +99,17 @@ class Placement:
         """A kernel (N, C) with its channels over all devices, zero ones appended until they can be divided evenly."""
         if self.mesh is None:
             return kernel
-        channels = kernel.shape[1]
-        padded = np.pad(np.asarray(kernel), [(0, 0), (0, -channels % math.prod(self.mesh.shape.values()))])
+        shape, sharding = self.channel_layout(kernel.shape)
+        padded = np.pad(np.asarray(kernel), [(0, 0), (0, shape[1] - kernel.shape[1])])
+        return jax.make_array_from_callback(shape, sharding, lambda index: padded[index])
+
+    def channel_layout(self, shape: tuple[int, int]) -> tuple[tuple[int, int], NamedSharding | None]:
+        """The shape that a kernel (N, C) of that shape has with zero channels appended, and how it then lies."""
+        if self.mesh is None:
+            return shape, None
+        rows, channels = shape
         sharding = NamedSharding(self.mesh, PartitionSpec(None, (DATA, MODEL)))
-        return jax.make_array_from_callback(padded.shape, sharding, lambda index: padded[index])
+        return (rows, channels + -channels % math.prod(self.mesh.shape.values())), sharding
 
     def constrained(self, tree: Any, sharding: NamedSharding | None) -> Any:
         """Inside jit: the tree, to be laid out so."""
