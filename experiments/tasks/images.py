@@ -15,6 +15,7 @@ from beacon_jax.data import Batches
 from beacon_jax.evaluate import Agreement, Divergence, RelativeOutputError, Top1, Top5
 from beacon_jax.models import cnn, vit
 from beacon_jax.models.vit import ViT, create_vit
+from beacon_jax.sources import DATASETS, DIGITS_TEST
 from experiments.task import Task, identity_of
 
 METRICS = {
@@ -36,6 +37,39 @@ def images(config: ConfigDict) -> Task:
     """
     model, params = load_model(config)
     return classification(config, lambda params, images: model.apply({"params": params}, images), params)
+
+
+TEST_IMAGES = {"imagenet2012": 50_000, "cifar10": 10_000, "digits": DIGITS_TEST}
+
+
+def images_shapes(config: ConfigDict) -> Task:
+    """The same with shapes in place of arrays, without weights or images, for compile_ahead.
+
+    Of an image folder, whose size is not known, one test batch. Raises ValueError as `images` for model and dataset.
+    """
+    model, d = create_vit(config.model.name), config.data
+    if d.name not in DATASETS:
+        raise ValueError(f"unknown dataset {d.name!r}; expected one of {', '.join(DATASETS)}")
+
+    def batches(count: int) -> list[dict[str, jax.ShapeDtypeStruct]]:
+        sizes = [d.batch_size] * (count // d.batch_size) + ([count % d.batch_size] if count % d.batch_size else [])
+        side, channels = model.image_size, model.channels
+        return [
+            dict(
+                image=jax.ShapeDtypeStruct((size, side, side, channels), jnp.float32),
+                label=jax.ShapeDtypeStruct((size,), jnp.int32),
+            )
+            for size in sizes
+        ]
+
+    return Task(
+        apply=lambda params, batch: model.apply({"params": params}, batch["image"]),
+        params=model.param_shapes(),
+        calibration=lambda count, seed: batches(count),
+        test=batches(d.test_images or TEST_IMAGES.get(d.name, d.batch_size)),
+        metrics=METRICS,
+        identity=identity_of(model=config.model.name),
+    )
 
 
 def classification(config: ConfigDict, apply: Callable[[Any, jax.Array], jax.Array], params: Any) -> Task:
