@@ -22,6 +22,7 @@ from beacon_jax.devices import Placement
 from beacon_jax.execution import Execution
 from beacon_jax.float_stats import FloatStats
 from beacon_jax.graph.model import Model
+from beacon_jax.graph.program import bind
 from beacon_jax.pipeline import STREAMS, Run, plan_layers
 from beacon_jax.spec import QuantSpec
 
@@ -142,16 +143,10 @@ class AbstractPlacement(Placement):
         def operation(*own):
             own = iter(own)
             operands = [literals[i].val if i in literals else next(own) for i in range(len(args))]
-            return core.jaxpr_as_fun(core.ClosedJaxpr(_single(eqn), ()))(*operands)
+            return bind(eqn, operands)
 
         code = jax.make_jaxpr(operation)(*given)
         return Program(eqn.primitive.name, code, tuple(given), (False,) * len(given), True)
-
-
-def _single(eqn):
-    """The Jaxpr of one equation, of all its operands."""
-    operands = [core.Var(a.aval) if isinstance(a, core.Literal) else a for a in eqn.invars]
-    return core.Jaxpr((), tuple(operands), eqn.outvars, [eqn.replace(invars=operands)], eqn.effects)
 
 
 class AbstractRun(Run):

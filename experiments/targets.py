@@ -124,8 +124,8 @@ def find_target(name: str) -> Target:
       ValueError: an unknown chip, or a number or shape that it cannot have.
       ImportError: the chip's compiler is not installed.
     """
-    kind, _, shape = name.partition(":")
-    if kind not in CHIPS or not re.fullmatch(r"(\d+(x\d+)*)?", shape):
+    kind, colon, shape = name.partition(":")
+    if kind not in CHIPS or (colon and not re.fullmatch(r"\d+(x\d+)*", shape)):
         raise ValueError(f"unknown target {name!r}; expected a chip of {', '.join(CHIPS)}, such as {EXAMPLES}")
     chip, shape = CHIPS[kind], shape or "1"
     if chip.platform == "cpu":
@@ -148,8 +148,7 @@ def _some(devices, name, shape):
 
 
 def _tpus(kind, shape):
-    for name, value in _NO_TPU.items():
-        os.environ.setdefault(name, value)
+    os.environ.update(_NO_TPU)
     axes = 3 if kind == "v5p" else 2
     options = {}
     if shape == "1":
