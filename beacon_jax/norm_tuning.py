@@ -170,7 +170,7 @@ def tune_norms(
     before = best_loss = loss_of(parts)
     if not math.isfinite(before):
         raise ValueError("the outputs of the model to be tuned, or of the float model, are not all finite")
-    best, best_step, state = parts, 0, static.optimizer.init(parts)
+    best, best_step, state = parts, 0, static.begin(parts)
     epochs = (data.split() for _ in itertools.count())
     training = (part for part, _ in itertools.chain.from_iterable(epochs))
     for step, example in enumerate(itertools.islice(training, tuning.steps), 1):
@@ -207,6 +207,11 @@ class Training:
         """Of the parts that are trained."""
         schedule = optax.cosine_decay_schedule(self.tuning.learning_rate, self.tuning.steps)
         return OPTIMIZERS[self.tuning.optimizer](schedule, weight_decay=self.tuning.weight_decay)
+
+    def begin(self, parts: list) -> Any:
+        """The optimizer's state before the first step, on the devices of the parts, where later ones are."""
+        state, placed = self.optimizer.init(parts), getattr(parts[0], "sharding", None)
+        return state if placed is None or len(placed.device_set) == 1 else jax.device_put(state, placed)
 
     def split(self, params: Any) -> tuple[list, list]:
         """The leaves that are trained, and the others."""

@@ -25,6 +25,7 @@ class Row:
       runs: how often the run calls it.
       seconds: of one core, to compile it.
       arguments, temporary, outputs: bytes of each device; outputs without those in place of arguments.
+      overwritten: bytes of the arguments that it may overwrite, as statistics are.
       code: what it does.
     """
 
@@ -35,6 +36,7 @@ class Row:
     arguments: int
     temporary: int
     outputs: int
+    overwritten: int
     code: CompiledCode
 
     @property
@@ -102,6 +104,7 @@ class Programs:
             memory.argument_size_in_bytes,
             memory.temp_size_in_bytes,
             memory.output_size_in_bytes - memory.alias_size_in_bytes,
+            sum(a.size * a.dtype.itemsize for a, given in zip(program.args, program.donated, strict=True) if given),
             CompiledCode(compiled.as_text(), self.most),
         )
         return row, shardings
