@@ -148,7 +148,6 @@ def _amount(count: float) -> str:
 
 def main(_):
     jax.config.update("jax_enable_compilation_cache", False)  # else a second run would show no time
-    jax.config.update("jax_platforms", "cpu")  # what is there is not needed
     config = common.get_config()
     target = find_target(_TARGET.value)
     programs, left_out = compile_all(config, target, _SCRIPT.value)
@@ -158,4 +157,5 @@ def main(_):
 
 
 if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")  # before anything looks for devices: what is there is not needed
     common.run(main)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import jax
 from jax.sharding import Sharding
+from tqdm import tqdm
 
 from beacon_jax.abstract_run import Program
 from experiments.compiled_code import CompiledCode
@@ -60,6 +61,7 @@ class Programs:
         self.helpers: Counter[str] = Counter()
         self._found: dict[tuple, tuple[Program, Row | None, list[Sharding] | None]] = {}
         self._times = 1
+        self._bar = tqdm(desc="compiled", unit="program", leave=False, disable=None)
 
     @property
     def rows(self) -> list[Row]:
@@ -89,6 +91,8 @@ class Programs:
         return shardings
 
     def _compiled(self, program):
+        self._bar.set_postfix_str(program.name)
+        self._bar.update()
         start = time.process_time()
         compiled = program.jitted().trace(*program.args).lower(lowering_platforms=(self.platform,)).compile()
         seconds = time.process_time() - start

@@ -1,5 +1,6 @@
 """What is compiled ahead is what a run then compiles, and what devices exchange is no more than is needed."""
 
+import dataclasses
 import importlib.util
 import re
 from collections import Counter
@@ -13,7 +14,7 @@ from experiments import compile_ahead, tables
 from experiments.experiment import Experiment
 from experiments.grid import cells
 from experiments.run_folder import RunFolder
-from experiments.targets import find_target
+from experiments.targets import Chip, find_target
 from experiments.task import make_task
 
 # The functions of this project; others are single operations and small functions of JAX's own between them.
@@ -73,6 +74,18 @@ def test_all_that_a_run_compiles_was_compiled_ahead(tmp_path, caplog):
     known = {row.name for row in programs.rows}
     assert known <= names
     check_exchanges(programs)
+    check_shown(programs, target)
+
+
+def check_shown(programs, target):
+    text = compile_ahead.show(programs, target)
+    assert "| solve_codes" in text and f"\n{len(programs.rows)} programs, " in text and "warning" not in text
+    small = dataclasses.replace(target, chip=Chip("cpu", 10**5, "here"))
+    said = compile_ahead.warnings(programs, small, large=1)
+    assert any(re.fullmatch(r"warning: forward \(.*\): .* do not fit the chip's 100 kB", line) for line in said)
+    gathered = r"warning: forward \(.*\): an array of 640 B goes to other devices whole \(all-gather\)"
+    assert any(re.fullmatch(gathered, line) for line in said)
+    assert not any("solve_codes" in line and "whole" in line for line in said)
 
 
 @pytest.mark.slow

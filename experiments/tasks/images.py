@@ -43,28 +43,33 @@ TEST_IMAGES = {"imagenet2012": 50_000, "cifar10": 10_000, "digits": DIGITS_TEST}
 
 
 def images_shapes(config: ConfigDict) -> Task:
-    """The same with shapes in place of arrays, without weights or images, for compile_ahead.
+    """The task of `images` with shapes in place of weights and images, which it does without. ValueError likewise."""
+    model = create_vit(config.model.name)
+    shape = model.image_size, model.image_size, model.channels
+    return classification_shapes(
+        config, lambda params, x: model.apply({"params": params}, x), model.param_shapes(), shape
+    )
 
-    Of an image folder, whose size is not known, one test batch. Raises ValueError as `images` for model and dataset.
-    """
-    model, d = create_vit(config.model.name), config.data
+
+def classification_shapes(
+    config: ConfigDict, apply: Callable[[Any, jax.Array], jax.Array], params: Any, shape: tuple[int, int, int]
+) -> Task:
+    """The task of `classification` with shapes (H, W, c) in place of images; of a folder of images one test batch."""
+    d = config.data
     if d.name not in DATASETS:
         raise ValueError(f"unknown dataset {d.name!r}; expected one of {', '.join(DATASETS)}")
 
     def batches(count: int) -> list[dict[str, jax.ShapeDtypeStruct]]:
-        sizes = [d.batch_size] * (count // d.batch_size) + ([count % d.batch_size] if count % d.batch_size else [])
-        side, channels = model.image_size, model.channels
+        sizes = [d.batch_size] * (count // d.batch_size) + [count % d.batch_size] * (count % d.batch_size > 0)
+        image, label = ((n, *shape) for n in sizes), ((n,) for n in sizes)
         return [
-            dict(
-                image=jax.ShapeDtypeStruct((size, side, side, channels), jnp.float32),
-                label=jax.ShapeDtypeStruct((size,), jnp.int32),
-            )
-            for size in sizes
+            dict(image=jax.ShapeDtypeStruct(i, jnp.float32), label=jax.ShapeDtypeStruct(own, jnp.int32))
+            for i, own in zip(image, label, strict=True)
         ]
 
     return Task(
-        apply=lambda params, batch: model.apply({"params": params}, batch["image"]),
-        params=model.param_shapes(),
+        apply=lambda params, batch: apply(params, batch["image"]),
+        params=params,
         calibration=lambda count, seed: batches(count),
         test=batches(d.test_images or TEST_IMAGES.get(d.name, d.batch_size)),
         metrics=METRICS,
