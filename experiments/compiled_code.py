@@ -28,7 +28,7 @@ _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
 _SHAPE = re.compile(r"([a-z]\w*)\[([\d,]*)\]")
 _CALLED = re.compile(
-    r"\b(body|condition|to_apply|calls|called_computations|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)"
+    r"\b(body|condition|to_apply|calls|called_computations|(?:branch|true|false)_computations?)=(\{[^}]*\}|%?[\w.\-]+)"
 )
 _PRECISION = re.compile(r'operand_precision"?\s*[=:]\s*[\[{]([^\]}]*)[\]}]')
 
@@ -195,6 +195,8 @@ class CompiledCode:
             elif own.opcode in ("call", "conditional"):
                 names = [name for names in own.called.values() for name in names]
                 options = [list(self._visits(self.computations[n], times, bound, loops, every)) for n in names]
+                if not options:
+                    raise ValueError(f"{own.opcode} {own.name} without computations: {own.attributes[:100]}")
                 if own.opcode == "conditional" and not every:
                     options = [max(options, key=lambda visits: sum(v.times for v in visits if v.instruction.works))]
                 for visits in options:

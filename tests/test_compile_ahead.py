@@ -111,7 +111,7 @@ def check_exchanges(programs):
         kinds = {v.instruction.collective for v in found}
         amount = sum(v.times * v.instruction.nbytes for v in found)
         if row.name == "forward":
-            assert kinds <= {"all-gather"} and (amount == row.outputs or not kinds), row
+            assert kinds <= {"all-gather"} and amount <= row.outputs, row
             continue
         assert kinds <= {"all-reduce"}, row
         if row.name == "solve_codes":  # in each of 6 sweeps, or at its end

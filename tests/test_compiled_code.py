@@ -95,6 +95,12 @@ def test_a_loop_without_a_known_end_counts_as_often_as_is_said():
     assert CompiledCode(text, 3).launches == (5 + 3 * 18, True)
 
 
+def test_a_choice_of_two_is_one_too():
+    names = "true_computation=%branch_b, false_computation=%branch_a"
+    text = TEXT.replace("branch_computations={%branch_a, %branch_b}", names)
+    assert text != TEXT and CompiledCode(text).launches == CompiledCode(TEXT).launches
+
+
 def test_other_text_is_refused():
     with pytest.raises(ValueError, match="no text of an HLO module"):
         CompiledCode("module @jit_f {\n}\n")
