@@ -10,6 +10,7 @@ need neither weights nor images for it, other tasks theirs.
 
 import dataclasses
 import importlib
+from collections import Counter
 
 import jax
 from absl import flags
@@ -21,7 +22,7 @@ from experiments.abstract_experiment import AbstractExperiment
 from experiments.compiled_code import Visit
 from experiments.grid import cells, grouped, single_cell
 from experiments.programs import HELPERS, LARGE, Programs, Row
-from experiments.targets import EXAMPLES, GIB, Target, find_target
+from experiments.targets import EXAMPLES, Target, find_target
 from experiments.task import Task, make_task
 
 _TARGET = flags.DEFINE_string("target", "v5e:1", f"The devices: {EXAMPLES}.")
@@ -69,15 +70,16 @@ def show(programs: Programs, target: Target, *, true_float32: bool = True) -> st
     rows = [_line(row) for row in programs.rows]
     head = ["program", "of", "runs", "compile s", "arguments", "temporary", "exchanged", "custom calls", "in loop"]
     table = tabulate(rows, [*head, "kernels"], tablefmt="github", disable_numparse=True)
-    launches = [(row.runs * row.code.launches[0], row.code.launches[1]) for row in programs.rows]
-    helpers = sum(programs.helpers.values())
-    total, bound = sum(count for count, _ in launches), any(bound for _, bound in launches)
+    kernels = Counter({HELPERS: sum(programs.helpers.values())})
+    for row in programs.rows:
+        kernels[row.name] += row.runs * row.code.launches[0]
+    bound = "at most " if any(row.code.launches[1] for row in programs.rows) else ""
+    most = ", ".join(f"{name} {count:,}" for name, count in kernels.most_common(4))
     largest = max(row.memory for row in programs.rows)
-    of = f" of {target.chip.memory / GIB:.1f} GiB ({target.chip.source})" if target.chip.memory else ""
+    of = f" of {_amount(target.chip.memory)} ({target.chip.source})" if target.chip.memory else ""
     said = [
         f"{len(programs.rows)} programs, {sum(row.seconds for row in programs.rows):.0f} s of one core to compile",
-        f"{HELPERS}: {helpers:,} ({', '.join(f'{n} {c:,}' for n, c in programs.helpers.most_common(5))} …)",
-        f"kernels of the whole run, on each device: {'at most ' if bound else ''}{total + helpers:,}",
+        f"kernels of the whole run, on each device: {bound}{kernels.total():,} ({most} …)",
         f"memory of the largest program, on each device: {_amount(largest)}{of}",
     ]
     return "\n".join([table, "", *said, *warnings(programs, target, true_float32=true_float32)])

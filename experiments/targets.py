@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import jax
 from jax.experimental import topologies
 
-GIB, GB = 2**30, 10**9
+GB = 10**9
 
 
 @dataclasses.dataclass(frozen=True)
