@@ -89,10 +89,11 @@ def check_shown(programs, target):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU's compiler is not installed")
-@pytest.mark.parametrize("name", ["v5e:1", "v5e:2x2"])
-def test_compiled_for_a_tpu(tmp_path, name):
-    """What devices exchange in a slice; products in true float32; it fits."""
+@pytest.mark.parametrize("name", ["cpu:8", "v5e:1", "v5e:2x2"])
+def test_every_method_exchanges_no_more_than_is_needed(tmp_path, name):
+    """Compiled for devices of a CPU, and for TPUs where their compiler is installed; true float32 throughout; it fits."""
+    if name.startswith("v5e") and importlib.util.find_spec("libtpu") is None:
+        pytest.skip("the TPU's compiler is not installed")
     config, target = small_config(tmp_path), find_target(name)
     config.table.rows = ("rtn", "gptq_ec", "comq", "beacon", "beacon_ec", "plus_ec")
     programs, left_out = compile_ahead.compile_all(config, target)
@@ -111,13 +112,19 @@ def check_exchanges(programs):
         kinds = {v.instruction.collective for v in found}
         amount = sum(v.times * v.instruction.nbytes for v in found)
         if row.name == "forward":
-            assert kinds <= {"all-gather"} and amount <= row.outputs, row
+            # A sum of parts, with zeros for those of other devices, is a way to gather a little.
+            assert kinds <= {"all-gather", "all-reduce"} and amount <= row.outputs, row
             continue
-        assert kinds <= {"all-reduce"}, row
-        if row.name == "solve_codes":  # in each of 6 sweeps, or at its end
+        if row.name in ("_prepare", "_solve"):  # the kernel once, for XLA does not share out triangular solves
+            gathered = [v for v in found if v.instruction.collective == "all-gather"]
+            assert len(gathered) <= 1 and all(not v.loops and v.instruction.nbytes <= 48 * 192 * 4 for v in gathered)
+            found = [v for v in found if v not in gathered]
+        assert {v.instruction.collective for v in found} <= {"all-reduce"}, row
+        in_loops = [v for v in found if v.loops]
+        if row.name in ("solve_codes", "_swept"):  # in each of 6 sweeps, or at its end
             assert found and all(v.instruction.nbytes <= 4 for v in found) and sum(v.times for v in found) <= 7
         elif row.name == "_add_batch":
             # The sums of this batch, and the means about which they are.
-            assert amount <= row.overwritten + 2 * 4 * 192 and len(found) <= 3, row
+            assert amount <= row.overwritten + 2 * 4 * 192 and len(found) <= 3 and not in_loops, row
         else:
-            assert amount < 1000, row
+            assert sum(v.instruction.nbytes for v in found) < 1000 and not in_loops, row
