@@ -91,7 +91,7 @@ def check_shown(programs, target):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["cpu:8", "v5e:1", "v5e:2x2"])
 def test_every_method_exchanges_no_more_than_is_needed(tmp_path, name):
-    """Compiled for devices of a CPU, and for TPUs where their compiler is installed; true float32 throughout; it fits."""
+    """Compiled for devices of a CPU, and for TPUs where their compiler is installed; true float32, and it fits."""
     if name.startswith("v5e") and importlib.util.find_spec("libtpu") is None:
         pytest.skip("the TPU's compiler is not installed")
     config, target = small_config(tmp_path), find_target(name)
