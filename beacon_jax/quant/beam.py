@@ -14,7 +14,6 @@ from jax import lax
 
 from beacon_jax.quant.alphabets import Levels
 from beacon_jax.quant.decoding import Decoder
-from beacon_jax.quant.products import matmul
 from beacon_jax.quant.sweep import INNER, even_block, pad_rows, pad_square, prefix_product, put, row, take
 
 CODE = jnp.uint8
@@ -49,7 +48,7 @@ def beam_decode(
         stripe = take(feedback, start, size)
         corner = take(stripe, start, size, axis=1)
         before = jnp.where(jnp.arange(stripe.shape[1])[None, :] < start, stripe, 0)
-        outside = _PREFIX(before, levels.at(lanes), b, size)
+        outside = _prefix_product(before, levels.at(lanes), b, size)
         corners = corner, take(rows, start, size), take(weight, start, size)
         block, errors, origin, scratch = beam.visit_block(*corners, outside, errors, scratch)
         return put(pick(lanes, origin), block, start), errors, scratch
@@ -69,9 +68,13 @@ def pick(a: jax.Array, lane: jax.Array) -> jax.Array:
     return out
 
 
-# Products with the columns of all lanes, (R, width, C). The channels stay an axis of their own, as devices share them.
-_MATMUL = jax.vmap(matmul, in_axes=(None, 1), out_axes=1)
-_PREFIX = jax.vmap(prefix_product, in_axes=(None, 1, None, None), out_axes=1)
+# The channels stay an axis of their own in products with all lanes, because devices share them.
+_prefix_product = jax.vmap(prefix_product, in_axes=(None, 1, None, None), out_axes=1)
+
+
+def _product(M: jax.Array, values: jax.Array) -> jax.Array:
+    """(K, width, C), M (K, R) times values (R, width, C), in true float32."""
+    return lax.dot_general(M, values, (((1,), (0,)), ((), ())), precision=lax.Precision.HIGHEST)
 
 
 class _Beam:
@@ -111,7 +114,7 @@ class _Beam:
             at = i * inner
             part = take(corner, at, inner)
             inside = jnp.where(jnp.arange(size)[None, :] < at, part, 0)
-            products = pick(take(outside, at, inner), origin) + _MATMUL(inside, self.levels.at(block))
+            products = pick(take(outside, at, inner), origin) + _product(inside, self.levels.at(block))
             own = take(part, at, inner, axis=1), take(rows, at, inner), take(weight, at, inner)
             chosen, errors, lane, scratch = self.visit_rows(*own, products, errors, scratch)
             return put(pick(block, lane), chosen, at), errors, pick(origin, lane), scratch
