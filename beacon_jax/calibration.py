@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from beacon_jax.calibration_data import checked_batch, checked_weights
+from beacon_jax.calibration_step import Step, add_batch
 from beacon_jax.devices import Placement
 from beacon_jax.execution import Execution
 from beacon_jax.float_stats import Fingerprint
@@ -29,7 +30,7 @@ from beacon_jax.graph.stages import Piece, piece
 from beacon_jax.influence import Influence
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quantized_leaves import QuantizedLeaves
-from beacon_jax.row_sample import RowSample, taken
+from beacon_jax.row_sample import RowSample
 from beacon_jax.streams import ActivationStream
 
 
@@ -57,8 +58,9 @@ class Calibration:
         execution: Execution,
         row_weights: str = "uniform",
         sample: RowSample | None = None,
+        placement: Placement | None = None,
     ):
-        self.model, self.execution, self.placement = model, execution, Placement(execution.mesh)
+        self.model, self.execution, self.placement = model, execution, placement or Placement(execution.mesh)
         self._stack = contextlib.ExitStack()
         self.quantized, self._leaves = QuantizedLeaves(model, leaves, self.placement), leaves
         self._influence = Influence(self.placement) if row_weights == "influence" else None
@@ -106,24 +108,28 @@ class Calibration:
             raise ValueError(f"expected batches to iterate over, got {type(batches).__name__}")
         for i, batch in enumerate(batches):
             leaves = checked_batch(batch, i)
-            signature = self.model.add(jax.tree.unflatten(jax.tree.structure(batch), leaves))
             own = None if weights is None else checked_weights(weights(batch), leaves, i)
-            self._signatures.append(signature)
-            self._weights.append(own)
-            self._examples.append(max((len(a) for a in leaves if a.ndim), default=1))
-            self._count(signature, own, self._examples[-1])
-            traced = self.model[signature]
-            if self._influence is not None:
-                rules = self._given_weights(signature, own)
-                self._influence.add(signature, traced, self._leaves, leaves, own, rules)
-            given = traced.stages[0].given
-            first = traced.program.inputs[0] if traced.program.inputs else 0
-            for stream in self.streams:
-                stream.data.append([leaves[v - first] for v in given])
+            self.add(jax.tree.unflatten(jax.tree.structure(batch), leaves), own)
             if fingerprint is not None:
                 fingerprint.add([*leaves, *([] if own is None else [own])])
         if not self._signatures:
             raise ValueError("no calibration batches: at least one is needed")
+
+    def add(self, batch: Any, weights: np.ndarray | None) -> None:
+        """Takes in a batch that is known to be sound, and the weights of its examples or positions."""
+        signature, leaves = self.model.add(batch), jax.tree.leaves(batch)
+        self._signatures.append(signature)
+        self._weights.append(weights)
+        self._examples.append(max((a.shape[0] for a in leaves if a.ndim), default=1))
+        self._count(signature, weights, self._examples[-1])
+        traced = self.model[signature]
+        if self._influence is not None:
+            rules = self._given_weights(signature, weights)
+            self._influence.add(signature, traced, self._leaves, leaves, weights, rules)
+        given = traced.stages[0].given
+        first = traced.program.inputs[0] if traced.program.inputs else 0
+        for stream in self.streams:
+            stream.data.append([leaves[v - first] for v in given])
 
     def _count(self, signature, weights, examples):
         """Adds a batch's rows to those of each layer."""
@@ -192,7 +198,7 @@ class Calibration:
         stats = self._run(stage, [group], stats, onward=onward, residual=residual)
         (done,) = jax.block_until_ready(stats)
         if two and known is not None:
-            done = done.with_float(known)
+            done = self.placement.call(GramStats.with_float, done, known)
         return done, time.perf_counter() - start
 
     def all_statistics(self, stage: int, groups: Sequence[int], *, leave: bool) -> tuple[list[GramStats], float]:
@@ -209,7 +215,7 @@ class Calibration:
             if float_too or stream.name != "float":
                 for i in range(len(stream.data)):
                     step = self._step(stage, [], i, [stream], onward=True)
-                    _, output = _add_batch(step, [], self._arrays([stream], step, i), None, [], np.int32(i))
+                    _, output = self._add_batch(step, [], self._arrays([stream], step, i), None, [], np.int32(i))
                     stream.data.put(i, output)
 
     def _empty(self, stage: int, group: int, float_known: bool = False, residual: bool = False) -> GramStats:
@@ -228,10 +234,14 @@ class Calibration:
             step = self._step(stage, groups, i, self.streams, onward, residual)
             weights = self._weights[i]
             factors = [self._factors(stage, g, i) for g in groups]
-            stats, output = _add_batch(step, stats, self._arrays(self.streams, step, i), weights, factors, np.int32(i))
+            arrays = self._arrays(self.streams, step, i)
+            stats, output = self._add_batch(step, stats, arrays, weights, factors, np.int32(i))
             if onward:
                 self.streams[0].data.put(i, output)
-        return [own.finished() for own in stats]
+        return [self.placement.call(GramStats.finished, own) for own in stats]
+
+    def _add_batch(self, step, *args):
+        return self.placement.call(functools.partial(add_batch, step), *args)
 
     def _factors(self, stage, group, i):
         """What the rows' weights are multiplied with, for each use of a group."""
@@ -262,7 +272,7 @@ class Calibration:
             self._pieces[key] = piece(traced.program, here.given, (*wanted, *(here.output if onward else ())))
         return self._pieces[key]
 
-    def _step(self, stage, groups, i, streams, onward, residual=False) -> "_Step":
+    def _step(self, stage, groups, i, streams, onward, residual=False) -> Step:
         signature, weights = self._signatures[i], self._weights[i]
         rules = {} if weights is None else self._rules(signature, weights.shape)
         here = self.model[signature].stages[stage]
@@ -273,74 +283,7 @@ class Calibration:
         pieces = tuple(
             self._piece(stage, tuple(groups), signature, onward and k == 0, residual) for k in range(len(streams))
         )
-        return _Step(pieces, uses, self.placement, self._sample, self._examples[i], stage)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Step:
-    """What is done with a batch: a piece for each stream, and how its first values become rows of each group."""
-
-    pieces: tuple[Piece, ...]
-    uses: tuple[tuple[tuple[Any, RowWeights | None], ...], ...]
-    placement: Placement
-    sample: RowSample | None
-    examples: int
-    stage: int = dataclasses.field(compare=False)
-
-
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _add_batch(step: _Step, stats, arrays, weights, factors, number):
-    """The statistics with batch `number` in them, and what the first stream's piece gives beyond the layers' inputs."""
-    values = [iter(own(*given)) for own, given in zip(step.pieces, arrays, strict=True)]
-    added = []
-    for own, uses, multiplied in zip(stats, step.uses, factors, strict=True):
-        operands = [[next(stream) for stream in values] for _ in uses]
-        change = None if own.residual is None else _difference(*(next(stream) for stream in values))
-        for (view, rule), factor, operand in zip(uses, multiplied, operands, strict=True):
-            rows = [view.rows(a) for a in operand]
-            given = None if rule is None else rule(weights)
-            rows, given, factor, change = _thinned(step, number, rows, given, factor, change)
-            given = given if factor is None else factor if given is None else given * factor
-            own = _updated(own, rows, given, change)
-        added.append(own)
-    placed = step.placement
-    output = [placed.constrained(a, placed.by_rows(a.shape)) for a in values[0]]
-    return placed.constrained(added, placed.replicated), output
-
-
-def _thinned(step, number, rows, weights, factor, change):
-    """What belongs to the rows of one use: of all of them, or of those that are taken."""
-    m = rows[0].shape[-2]
-    if step.sample is None or not step.sample.thins(m, step.examples):
-        return rows, weights, factor, change
-    chosen = step.sample.chosen(m, step.examples, number, weights)
-
-    def part(a, axis):
-        return None if a is None else taken(a, chosen, axis)
-
-    change = None if change is None else part(change.reshape(m, -1), 0)
-    return [part(a, -2) for a in rows], part(weights, -1), part(factor, -1), change
-
-
-def _difference(residual: jax.Array, quantized: jax.Array) -> jax.Array:
-    """R − R̃ in at least float32."""
-    dtype = jnp.promote_types(residual.dtype, jnp.float32)
-    return residual.astype(dtype) - quantized.astype(dtype)
-
-
-def _updated(stats: GramStats, rows: list[jax.Array], weights: jax.Array | None, change: jax.Array | None) -> GramStats:
-    """The statistics, of each group where there are several, with these rows of each stream."""
-    x, x_tilde = rows if len(rows) == 2 else (rows[0], None)
-    if not stats.groups:
-        return stats.update(x, x_tilde, weights, change, finish=False)
-    if weights is None:
-        return jax.vmap(lambda own, *rows: own.update(*rows, finish=False))(stats, *rows)
-    weights = jnp.broadcast_to(weights, (*stats.groups, weights.shape[-1]))
-
-    def add(own, weights, *rows):
-        return own.update(*rows, weights=weights, finish=False)
-
-    return jax.vmap(add)(stats, weights, *rows)
+        return Step(pieces, uses, self.placement, self._sample, self._examples[i], stage)
 
 
 def _row_weights(rules: Iterable[RowWeights | Unsupported]) -> set[RowWeights]:

@@ -7,7 +7,7 @@ process reads the same images and keeps the rows of its own devices.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,22 +19,22 @@ from beacon_jax.leaves import as_key, is_key, key_name, key_numbers
 DATA, MODEL = "data", "model"
 
 
-def make_mesh(data: int = 0, model: int = 1) -> Mesh | None:
-    """A mesh of all devices of all processes: `data` × `model`, data = 0 for as many as model leaves.
+def make_mesh(data: int = 0, model: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh | None:
+    """A mesh of these devices, or of all of all processes: `data` × `model`, data = 0 for as many as model leaves.
 
     None where there is one device.
 
     Raises:
       ValueError: data × model is not the number of devices.
     """
-    count = jax.device_count()
+    count = jax.device_count() if devices is None else len(devices)
     if data < 0 or model < 1 or (data or count // model) * model != count:
         raise ValueError(
             f"a mesh of data={data} × model={model} does not fit {count} devices; data=0 takes what is left"
         )
     if count == 1:
         return None
-    return jax.make_mesh((count // model, model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
+    return jax.make_mesh((count // model, model), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,10 @@ class Placement:
     """Where arrays lie on a mesh; with mesh None, on the default device, and every method leaves them as they are."""
 
     mesh: Mesh | None = None
+
+    def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """function(*args). Whatever a run computes on the devices goes through here, so that it can be listed."""
+        return function(*args)
 
     def by_rows(self, shape: Sequence[int]) -> NamedSharding | None:
         """Of arrays of that shape: the first axis over "data", or whole on every device where it cannot be divided."""
@@ -99,10 +103,17 @@ class Placement:
         """A kernel (N, C) with its channels over all devices, zero ones appended until they can be divided evenly."""
         if self.mesh is None:
             return kernel
-        channels = kernel.shape[1]
-        padded = np.pad(np.asarray(kernel), [(0, 0), (0, -channels % math.prod(self.mesh.shape.values()))])
+        shape, sharding = self.channel_layout(kernel.shape)
+        padded = np.pad(np.asarray(kernel), [(0, 0), (0, shape[1] - kernel.shape[1])])
+        return jax.make_array_from_callback(shape, sharding, lambda index: padded[index])
+
+    def channel_layout(self, shape: tuple[int, int]) -> tuple[tuple[int, int], NamedSharding | None]:
+        """The shape that a kernel (N, C) of that shape has with zero channels appended, and how it then lies."""
+        if self.mesh is None:
+            return shape, None
+        rows, channels = shape
         sharding = NamedSharding(self.mesh, PartitionSpec(None, (DATA, MODEL)))
-        return jax.make_array_from_callback(padded.shape, sharding, lambda index: padded[index])
+        return (rows, channels + -channels % math.prod(self.mesh.shape.values())), sharding
 
     def constrained(self, tree: Any, sharding: NamedSharding | None) -> Any:
         """Inside jit: the tree, to be laid out so."""

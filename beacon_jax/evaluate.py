@@ -81,7 +81,7 @@ def evaluate(
             kept = _kept(reference(batch), metrics)
         elif comparing:
             kept = _checked(kept, comparing, batch, count)
-        made = _examples(tuple(metrics.items()), outputs, batch, kept)
+        made = measure_batch(tuple(metrics.items()), outputs, batch, kept)
         for name, arrays in made.items():
             found[name].append(_real(name, arrays, count, size))
     if not any(found.values()):
@@ -150,7 +150,8 @@ def _checked(kept: KeptBatch, comparing: list[str], batch: Any, count: int):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _examples(metrics, outputs, batch, kept):
+def measure_batch(metrics, outputs, batch, kept):
+    """{name: what a metric makes of each example} for (name, metric) pairs; kept: {name: what it kept} or None."""
     return {name: _naming(name, m.examples, outputs, batch, (kept or {}).get(name)) for name, m in metrics}
 
 

@@ -146,14 +146,11 @@ def tune_norms(
     """
     if is_read_once(batches):
         raise ValueError("norm tuning reads its batches several times; pass a list or the like, not a generator")
-    leaves, structure = jax.tree.flatten(params)
-    chosen = set(norm_paths(params, norms))
-    named = list(zip(leaf_names(params), leaves, strict=True))
-    places = tuple(i for i, (path, _) in enumerate(named) if path in chosen)
-    tuned = as_jax_arrays({path: leaf for path, leaf in named if path in chosen})
-    parts = [tuned[path] for path, _ in named if path in chosen]
-    rest = [leaf for path, leaf in named if path not in chosen]
-    static = _Static(apply, structure, places, tuning)
+    static = Training.of(apply, params, tuning, norms)
+    parts, rest = static.split(params)
+    names = [leaf_names(params)[i] for i in static.places]
+    tuned = as_jax_arrays(dict(zip(names, parts, strict=True)))
+    parts = [tuned[name] for name in names]
     data = TuningData(
         batches,
         reference,
@@ -165,8 +162,8 @@ def tune_norms(
         labelled=tuning.loss == "ce",
     )
 
-    def held_out_loss(parts):
-        losses = [map(float, _held_out(parts, rest, example, static)) for _, example in data.split()]
+    def loss_of(parts):
+        losses = [map(float, held_out_loss(parts, rest, example, static)) for _, example in data.split()]
         losses = [(loss, amount) for loss, amount in losses if amount > 0]
         if not losses:
             raise ValueError(
@@ -174,18 +171,18 @@ def tune_norms(
             )
         return sum(amount * loss for loss, amount in losses) / sum(amount for _, amount in losses)
 
-    before = best_loss = held_out_loss(parts)
+    before = best_loss = loss_of(parts)
     if not math.isfinite(before):
         raise ValueError("the outputs of the model to be tuned, or of the float model, are not all finite")
-    best, best_step, state = parts, 0, _optimizer(tuning).init(parts)
+    best, best_step, state = parts, 0, static.begin(parts)
     epochs = (data.split() for _ in itertools.count())
     training = (part for part, _ in itertools.chain.from_iterable(epochs))
     for step, example in enumerate(itertools.islice(training, tuning.steps), 1):
-        parts, state, loss = _step(parts, state, rest, example, static)
+        parts, state, loss = training_step(parts, state, rest, example, static)
         if on_step is not None:
             on_step(step, float(loss))
         if step % tuning.check_every == 0 or step == tuning.steps:
-            measured = held_out_loss(parts)
+            measured = loss_of(parts)
             if measured < best_loss:
                 best, best_loss, best_step = parts, measured, step
             elif step - best_step >= tuning.patience * tuning.check_every:
@@ -194,13 +191,36 @@ def tune_norms(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Static:
-    """What training steps are compiled for."""
+class Training:
+    """What training steps are compiled for: which leaves of the parameters are trained, and how."""
 
     apply: Callable[[Any, Any], Any]
     structure: Any
     places: tuple[int, ...]
     tuning: NormTuning
+
+    @classmethod
+    def of(cls, apply: Callable[[Any, Any], Any], params: Any, tuning: NormTuning, norms: Any = None) -> "Training":
+        """Of the normalization layers; arguments and errors as `tune_norms`, of `params` the shapes count."""
+        chosen = set(norm_paths(params, norms))
+        places = tuple(i for i, path in enumerate(leaf_names(params)) if path in chosen)
+        return cls(apply, jax.tree.structure(params), places, tuning)
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """Of the parts that are trained."""
+        schedule = optax.cosine_decay_schedule(self.tuning.learning_rate, self.tuning.steps)
+        return OPTIMIZERS[self.tuning.optimizer](schedule, weight_decay=self.tuning.weight_decay)
+
+    def begin(self, parts: list) -> Any:
+        """The optimizer's state before the first step, on the devices of the parts, where later ones are."""
+        state, placed = self.optimizer.init(parts), getattr(parts[0], "sharding", None)
+        return state if placed is None or len(placed.device_set) == 1 else jax.device_put(state, placed)
+
+    def split(self, params: Any) -> tuple[list, list]:
+        """The leaves that are trained, and the others."""
+        leaves, places = jax.tree.leaves(params), set(self.places)
+        return [leaves[i] for i in self.places], [leaf for i, leaf in enumerate(leaves) if i not in places]
 
     def params(self, parts: list, rest: list) -> Any:
         """The parameters, of what is trained, in its places, and what is not."""
@@ -209,13 +229,7 @@ class _Static:
         return jax.tree.unflatten(self.structure, leaves)
 
 
-def _optimizer(tuning: NormTuning) -> optax.GradientTransformation:
-    schedule = optax.cosine_decay_schedule(tuning.learning_rate, tuning.steps)
-    return OPTIMIZERS[tuning.optimizer](schedule, weight_decay=tuning.weight_decay)
-
-
 def _loss(parts, rest, example, static):
-    """The loss, and the examples or positions that it is the mean of, by weight."""
     (batch, target, weights), tuning = example, static.tuning
     outputs = pick(static.apply(static.params(parts, rest), batch), tuning.output, "outputs")
     found, wanted = jax.tree.leaves(outputs), jax.tree.leaves(target)
@@ -248,12 +262,16 @@ def _mean(values, weights):
     return jnp.where(weights > 0, weights * values, 0).sum() / jnp.where(total > 0, total, 1), total
 
 
-_held_out = functools.partial(jax.jit, static_argnames="static")(_loss)
+@functools.partial(jax.jit, static_argnames="static")
+def held_out_loss(parts, rest, example, static):
+    """The loss, and the examples or positions that it is the mean of, by weight."""
+    return _loss(parts, rest, example, static)
 
 
 @functools.partial(jax.jit, static_argnames="static")
-def _step(parts, state, rest, example, static):
+def training_step(parts, state, rest, example, static):
+    """(parts, optimizer's state, loss before) after one step on an example (batch, target, weights)."""
     (loss, _), grads = jax.value_and_grad(_loss, has_aux=True)(parts, rest, example, static)
     with jax.numpy_dtype_promotion("standard"):  # Optax mixes types, whatever the caller forbids itself
-        updates, state = _optimizer(static.tuning).update(grads, state, parts)
+        updates, state = static.optimizer.update(grads, state, parts)
         return optax.apply_updates(parts, updates), state, loss

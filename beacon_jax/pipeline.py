@@ -112,7 +112,7 @@ def quantize(
     placement = Placement(execution.mesh)
     leaves, structure = jax.tree.flatten(placement.everywhere(as_jax_arrays(params)))
     fingerprint = Fingerprint() if float_stats is not None else None
-    streams = _STREAMS[spec.calibrate_on]
+    streams = STREAMS[spec.calibrate_on]
     with Calibration(read, leaves, streams, execution, spec.row_weights, spec.sample) as calibration:
         calibration.read(batches, weights, fingerprint)
         plan = plan_layers(read, spec, calibration.rows, calibration.examples)
@@ -123,11 +123,10 @@ def quantize(
             rows = f"{spec.row_weights} {spec.sample}"
             fingerprint.add([*leaves, execution.forward_dtype, rows, read.text()])
             float_stats.belong_to(fingerprint.digest())
-        run = _Run(read, spec, plan, calibration, finished, float_stats, on_layer, leaves)
+        run = Run(read, spec, plan, calibration, finished, float_stats, on_layer, leaves)
         if not run.can_aim_at_residual():
             logging.warning("no layer to be quantized is added to a residual stream, which the options ask to aim at")
-        for stage in range(run.last_stage() + 1):
-            (run.all_at_once if spec.calibrate_on == "float" else run.one_by_one)(stage)
+        run.all_stages()
         covered = coverage(read, leaves, spec, run.reports, run.layers, run.kept)
         logging.info("%s", covered)
         places = {
@@ -144,7 +143,7 @@ def quantize(
         )
 
 
-_STREAMS = {"float": ("float",), "quantized": ("quantized",), "both": ("float", "quantized")}
+STREAMS = {"float": ("float",), "quantized": ("quantized",), "both": ("float", "quantized")}
 
 
 def plan_layers(
@@ -207,8 +206,11 @@ def _check_kinds(spec, execution, weights, finished, float_stats, on_layer) -> N
     check_pairs(finished)
 
 
-class _Run:
-    """One run over the stages of a model; `reports` and `layers` fill up."""
+class Run:
+    """One run over the stages of a model; `reports` and `layers` fill up.
+
+    What it computes on devices goes through its calibration's placement.
+    """
 
     def __init__(self, model, spec, plan, calibration, finished, float_stats, on_layer, leaves):
         self.model, self.spec, self.plan, self.calibration = model, spec, plan, calibration
@@ -218,6 +220,11 @@ class _Run:
         self.kept: dict[str, str] = {}  # layers that stay as they are, and why
         self._by_name = {layer.name: layer for layer in model.layers}
         self._placement = calibration.placement
+
+    def all_stages(self) -> None:
+        """Quantizes all layers."""
+        for stage in range(self.last_stage() + 1):
+            (self.all_at_once if self.spec.calibrate_on == "float" else self.one_by_one)(stage)
 
     def last_stage(self) -> int:
         """The last that has a layer to quantize."""
@@ -314,45 +321,66 @@ class _Run:
                 report, matrix = self.finished[name][0], self._placement.everywhere(self.finished[name][1])
             else:
                 try:
-                    report, matrix = self._quantize_layer(self._by_name[name], stats, seconds / todo)
+                    report, matrix = self.quantize_layer(name, names, stats, seconds / todo)
                 except NothingToCalibrateOn as why:
                     self._keep(name, str(why))
                     continue
-                notes = report.note, self._residual_note(name, names), self._influence_note(name)
-                report = dataclasses.replace(report, note="; ".join(filter(None, notes)))
                 if self.float_stats is not None and self.spec.calibrate_on != "quantized":
-                    self.float_stats.add(name, stats.float_part())
-            self.calibration.quantized.put(self._by_name[name], matrix)
-            self.layers[name] = matrix
-            self.reports.append(report)
-            if self.on_layer is not None and name not in self.finished:
-                self.on_layer(report, matrix, len(self.plan))
+                    self.float_stats.add(name, self._placement.call(GramStats.float_part, stats))
+            self.finish_layer(name, report, matrix)
 
-    def _quantize_layer(self, layer: Layer, stats: GramStats, gram_seconds: float):
-        plan, kernel = self.plan[layer.name], jnp.asarray(layer.place.read(self.leaves[layer.leaf]))
+    def finish_layer(self, name: str, report: LayerReport, matrix: QuantizedMatrix) -> None:
+        """Puts a quantized layer in place, and tells of it."""
+        self.calibration.quantized.put(self._by_name[name], matrix)
+        self.layers[name] = matrix
+        self.reports.append(report)
+        if self.on_layer is not None and name not in self.finished:
+            self.on_layer(report, matrix, len(self.plan))
+
+    def quantize_layer(
+        self, name: str, names: list[str], stats: GramStats, gram_seconds: float
+    ) -> tuple[LayerReport, QuantizedMatrix]:
+        """A layer of a group, quantized, and what was done to it. Raises NothingToCalibrateOn as methods do."""
+        layer, plan = self._by_name[name], self.plan[name]
+        kernel = jnp.asarray(layer.place.read(self.leaves[layer.leaf]))
         start = time.perf_counter()
         try:
-            placed = self._placement.by_channels(kernel) if kernel.ndim == 2 else kernel
-            if stats.residual is not None:
-                stats = dataclasses.replace(stats, residual=stats.residual.padded(placed.shape[-1]))
-            has_bias = layer.name in self.model.biases
-            solution = METHODS[plan.method].solve(placed, stats, plan.alphabet, has_bias=has_bias, **plan.options)
+            matrix, note = self.solved(name, kernel, stats)
         except NothingToCalibrateOn:
             raise
         except ValueError as error:
             raise ValueError(f"layer {layer.name}: {error}") from error
-        matrix = self._placement.everywhere(solution.matrix).first_channels(kernel.shape[-1])
-        matrix = matrix.astype(jnp.float64 if kernel.dtype == jnp.float64 else jnp.float32)
         jax.block_until_ready(matrix)
         seconds = gram_seconds, time.perf_counter() - start
-        return _report(layer, plan, kernel, matrix, solution.note or "", stats, seconds)
+        notes = note, self._residual_note(name, names), self._influence_note(name)
+        error, cosine = self.measured(kernel, matrix, stats)
+        said = "; ".join(filter(None, notes))
+        return _report(layer, plan, error, cosine, matrix, said, stats, seconds), matrix
+
+    def solved(self, name: str, kernel: jax.Array, stats: GramStats) -> tuple[QuantizedMatrix, str | None]:
+        """A layer's kernel (N, C), or (E, N, C), quantized, whole on every device, and what the solution notes."""
+        plan, has_bias, channels = self.plan[name], name in self.model.biases, kernel.shape[-1]
+        dtype = jnp.float64 if kernel.dtype == jnp.float64 else jnp.float32
+        placed = self._placement.by_channels(kernel) if kernel.ndim == 2 else kernel
+
+        def solve(kernel, stats):
+            if stats.residual is not None:
+                stats = dataclasses.replace(stats, residual=stats.residual.padded(kernel.shape[-1]))
+            return METHODS[plan.method].solve(kernel, stats, plan.alphabet, has_bias=has_bias, **plan.options)
+
+        solution = self._placement.call(solve, placed, stats)
+        whole = self._placement.everywhere(solution.matrix)
+        return self._placement.call(lambda m: m.first_channels(channels).astype(dtype), whole), solution.note
+
+    def measured(self, kernel: jax.Array, matrix: QuantizedMatrix, stats: GramStats) -> tuple[jax.Array, jax.Array]:
+        """The layer's relative output error, and the cosine of each channel."""
+        return self._placement.call(output_error_and_cosines, kernel, matrix, stats)
 
 
 _OPTIONAL = {"sweeps": "sweeps", "fixed_points": "fixed_point"}
 
 
-def _report(layer, plan, kernel, matrix, note, stats, seconds) -> tuple[LayerReport, QuantizedMatrix]:
-    error, cosine = output_error_and_cosines(kernel, matrix, stats)
+def _report(layer, plan, error, cosine, matrix, note, stats, seconds) -> LayerReport:
     # In NumPy, where small sums need no compilation.
     error, cosine, dead, rows = map(np.asarray, (error, cosine, stats.dead, stats.rows))
     if not (error >= 0 and np.isfinite(error)) or not (np.abs(cosine) <= 1 + COSINE_SLACK).all():
@@ -361,7 +389,7 @@ def _report(layer, plan, kernel, matrix, note, stats, seconds) -> tuple[LayerRep
             f"{float(np.abs(cosine).max()):.3g} come of numbers beyond the statistics' {stats.dtype}"
         )
     cosine = np.clip(cosine, -1, 1)
-    report = LayerReport(
+    return LayerReport(
         layer=layer.name,
         kind=layer.kind,
         shape=layer.shape,
@@ -378,4 +406,3 @@ def _report(layer, plan, kernel, matrix, note, stats, seconds) -> tuple[LayerRep
         options=deciding_options(plan),
         **{key: float(matrix.info[field].mean()) for key, field in _OPTIONAL.items() if field in matrix.info},
     )
-    return report, matrix

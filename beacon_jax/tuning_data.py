@@ -50,7 +50,7 @@ class TuningData:
                     "same in the same order every time, not shuffled or drawn anew"
                 )
             if count > 1:
-                whole, cut = (batch, self.seen[i][1], weights), count - max(1, round(self.held_out * count))
+                whole, cut = (batch, self.seen[i][1], weights), trained_on(count, self.held_out)
                 yield take(whole, 0, cut), take(whole, cut, None)
         read = i + 1 if count >= 0 else 0
         if read < len(self.seen):
@@ -77,6 +77,11 @@ class TuningData:
         if key not in self.shapes:
             self.shapes[key] = jax.eval_shape(self.tuned, batch)
         return pick(self.shapes[key], self.output, "outputs")
+
+
+def trained_on(count: int, held_out: float) -> int:
+    """How many of a batch's examples are trained on, the first ones; this fraction of them is held out."""
+    return count - max(1, round(held_out * count))
 
 
 def weights_over(weights, shape: tuple[int, ...]) -> jax.Array:

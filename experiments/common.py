@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -120,13 +121,16 @@ def _keep_compiled_code() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def make_execution(config: ConfigDict, folder: Path | None = None) -> Execution:
+def make_execution(
+    config: ConfigDict, folder: Path | None = None, devices: Sequence[jax.Device] | None = None
+) -> Execution:
     """How config.execution says that models are run: storage, dtype, devices. ValueError on what is not known.
 
-    Calibration data waits in the folder, or in a temporary one where there is none.
+    Calibration data waits in the folder, or in a temporary one where there is none. The devices are all that there are,
+    unless given.
     """
     fields = config.execution.to_dict()
-    return Execution(**fields | {"mesh": make_mesh(**fields["mesh"])}, folder=folder)
+    return Execution(**fields | {"mesh": make_mesh(**fields["mesh"], devices=devices)}, folder=folder)
 
 
 def forward_function(apply, execution: Execution):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -95,6 +95,17 @@ def cells(config: ConfigDict, identity: str) -> list[Cell]:
             mixed.spec_of(quant)
             grid.append(_cell(config, identity, title, alphabet, seed, size, quant, tuning))
     return grid
+
+
+def grouped(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """Cells in the order in which they are computed: of one quantized model together, none of one key twice.
+
+    One after another comes what shares calibration examples and what is computed from these.
+    """
+    groups: dict[str, dict[str, Cell]] = {}
+    for cell in sorted(cells, key=lambda cell: cell.float_stats_key):
+        groups.setdefault(cell.quant_key, {})[cell.key] = cell
+    return [list(group.values()) for group in groups.values()]
 
 
 def single_cell(config: ConfigDict, identity: str) -> Cell:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from beacon_jax.disk import replace_file, replace_text
 from experiments import common, hosts, render
 from experiments.experiment import Experiment
-from experiments.grid import Cell, cells
+from experiments.grid import Cell, cells, grouped
 from experiments.layer_folders import open_store, remove_finished
 from experiments.provenance import check_reuse, taken
 from experiments.results import Result, read_results
@@ -61,15 +61,9 @@ def compute(
 ) -> list[str]:
     """Computes what is missing of `results`, and adds it there and to the file; returns what failed."""
     task = experiment.task
-    groups: dict[str, dict[str, Cell]] = {}
-    # One after another what shares calibration examples and what is computed from these.
-    for cell in sorted(grid, key=lambda cell: cell.float_stats_key):
-        if cell.key not in results:
-            groups.setdefault(cell.quant_key, {})[cell.key] = cell
-    failures = []
-    with tqdm(desc="results", unit="result", total=sum(map(len, groups.values()))) as bar:
-        for cells_by_key in groups.values():
-            group = list(cells_by_key.values())
+    groups, failures = grouped(cell for cell in grid if cell.key not in results), []
+    with tqdm(desc="results", unit="result", total=sum(map(len, groups))) as bar:
+        for group in groups:
             name = f"{group[0].row}, {group[0].alphabet} bit" if group[0].quant else group[0].row
             bar.set_postfix_str(name)
             try:

@@ -326,8 +326,8 @@ def test_how_often_the_equations_run(problem, monkeypatch, calibrate_on):
             ran[step.stage, stream if len(step.pieces) > 1 else "alone"] += own.size
         return add_batch(step, stats, *rest)
 
-    add_batch = calibration._add_batch
-    monkeypatch.setattr(calibration, "_add_batch", counted)
+    add_batch = calibration.add_batch
+    monkeypatch.setattr(calibration, "add_batch", counted)
     params, batches = problem
     quantize(MODEL, params, batches, blocks(method="rtn", calibrate_on=calibrate_on))
     model = Model(lambda p, x: MODEL.apply({"params": p}, x), params)

@@ -14,7 +14,6 @@ from jax import lax
 
 from beacon_jax.quant.alphabets import Levels
 from beacon_jax.quant.decoding import Decoder
-from beacon_jax.quant.products import matmul
 from beacon_jax.quant.sweep import INNER, even_block, pad_rows, pad_square, prefix_product, put, row, take
 
 CODE = jnp.uint8
@@ -49,7 +48,7 @@ def beam_decode(
         stripe = take(feedback, start, size)
         corner = take(stripe, start, size, axis=1)
         before = jnp.where(jnp.arange(stripe.shape[1])[None, :] < start, stripe, 0)
-        outside = beam.spread(prefix_product(before, beam.values(lanes), b, size))
+        outside = _prefix_product(before, levels.at(lanes), b, size)
         corners = corner, take(rows, start, size), take(weight, start, size)
         block, errors, origin, scratch = beam.visit_block(*corners, outside, errors, scratch)
         return put(pick(lanes, origin), block, start), errors, scratch
@@ -67,6 +66,15 @@ def pick(a: jax.Array, lane: jax.Array) -> jax.Array:
     for i in range(a.shape[-2]):
         out = jnp.where(lane == i, a[..., i : i + 1, :], out)
     return out
+
+
+# The channels stay an axis of their own in products with all lanes, because devices share them.
+_prefix_product = jax.vmap(prefix_product, in_axes=(None, 1, None, None), out_axes=1)
+
+
+def _product(M: jax.Array, values: jax.Array) -> jax.Array:
+    """(K, width, C), M (K, R) times values (R, width, C), in true float32."""
+    return lax.dot_general(M, values, (((1,), (0,)), ((), ())), precision=lax.Precision.HIGHEST)
 
 
 class _Beam:
@@ -92,14 +100,6 @@ class _Beam:
             "kept": buffer(n, self.key),
         }
 
-    def values(self, codes: jax.Array) -> jax.Array:
-        """(R, width·C) levels of codes (R, width, C)."""
-        return self.levels.at(codes).reshape(codes.shape[0], -1)
-
-    def spread(self, a: jax.Array) -> jax.Array:
-        """(R, width, C) of (R, width·C)."""
-        return a.reshape(a.shape[0], self.width, self.channels)
-
     def lanes(self) -> jax.Array:
         """(width, C), each its own number."""
         return jnp.broadcast_to(jnp.arange(self.width, dtype=CODE)[:, None], (self.width, self.channels))
@@ -114,7 +114,7 @@ class _Beam:
             at = i * inner
             part = take(corner, at, inner)
             inside = jnp.where(jnp.arange(size)[None, :] < at, part, 0)
-            products = pick(take(outside, at, inner), origin) + self.spread(matmul(inside, self.values(block)))
+            products = pick(take(outside, at, inner), origin) + _product(inside, self.levels.at(block))
             own = take(part, at, inner, axis=1), take(rows, at, inner), take(weight, at, inner)
             chosen, errors, lane, scratch = self.visit_rows(*own, products, errors, scratch)
             return put(pick(block, lane), chosen, at), errors, pick(origin, lane), scratch
@@ -141,8 +141,9 @@ class _Beam:
         """The best lanes after the next coordinate, whose weights are x (width, C): their errors, parents and codes."""
         width, levels = self.width, self.levels
         number = jnp.arange(width, dtype=self.key)[:, None]
-        # A zero that XLA does not know, so that it does not see through what is stored.
-        zero = jnp.isnan(errors[0, 0]).astype(int)
+        # A zero that XLA does not know, so that it does not see through what is stored; of a number that all channels
+        # have, or devices that have other channels would have to be asked.
+        zero = jnp.isnan(weight).astype(int)
         scratch = dict(scratch)
 
         def stored(name, value):

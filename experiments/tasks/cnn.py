@@ -10,12 +10,17 @@ from beacon_jax import load_params
 from beacon_jax.checkpoint import saved_model
 from beacon_jax.models.cnn import inference
 from experiments.task import Task
-from experiments.tasks.images import classification
+from experiments.tasks.images import classification, classification_shapes
 
 
 def cnn(config: ConfigDict) -> Task:
     """The task of config.model, in Flax NNX, on config.data. Raises as experiments.tasks.images does."""
     return classification(config, *load_network(config.model.name, config.model.checkpoint))
+
+
+def cnn_shapes(config: ConfigDict) -> Task:
+    """The same with shapes in place of images, which are CIFAR-10's."""
+    return classification_shapes(config, *load_network(config.model.name, config.model.checkpoint), (32, 32, 3))
 
 
 def load_network(name: str, path: str) -> tuple[Callable[[Any, jax.Array], jax.Array], dict]:

@@ -15,6 +15,7 @@ from beacon_jax.data import Batches
 from beacon_jax.evaluate import Agreement, Divergence, RelativeOutputError, Top1, Top5
 from beacon_jax.models import cnn, vit
 from beacon_jax.models.vit import ViT, create_vit
+from beacon_jax.sources import DATASETS, DIGITS_TEST
 from experiments.task import Task, identity_of
 
 METRICS = {
@@ -36,6 +37,44 @@ def images(config: ConfigDict) -> Task:
     """
     model, params = load_model(config)
     return classification(config, lambda params, images: model.apply({"params": params}, images), params)
+
+
+TEST_IMAGES = {"imagenet2012": 50_000, "cifar10": 10_000, "digits": DIGITS_TEST}
+
+
+def images_shapes(config: ConfigDict) -> Task:
+    """The task of `images` with shapes in place of weights and images, which it does without. ValueError likewise."""
+    model = create_vit(config.model.name)
+    shape = model.image_size, model.image_size, model.channels
+    return classification_shapes(
+        config, lambda params, x: model.apply({"params": params}, x), model.param_shapes(), shape
+    )
+
+
+def classification_shapes(
+    config: ConfigDict, apply: Callable[[Any, jax.Array], jax.Array], params: Any, shape: tuple[int, int, int]
+) -> Task:
+    """The task of `classification` with shapes (H, W, c) in place of images; of a folder of images one test batch."""
+    d = config.data
+    if d.name not in DATASETS:
+        raise ValueError(f"unknown dataset {d.name!r}; expected one of {', '.join(DATASETS)}")
+
+    def batches(count: int) -> list[dict[str, jax.ShapeDtypeStruct]]:
+        sizes = [d.batch_size] * (count // d.batch_size) + [count % d.batch_size] * (count % d.batch_size > 0)
+        image, label = ((n, *shape) for n in sizes), ((n,) for n in sizes)
+        return [
+            dict(image=jax.ShapeDtypeStruct(i, jnp.float32), label=jax.ShapeDtypeStruct(own, jnp.int32))
+            for i, own in zip(image, label, strict=True)
+        ]
+
+    return Task(
+        apply=lambda params, batch: apply(params, batch["image"]),
+        params=params,
+        calibration=lambda count, seed: batches(count),
+        test=batches(d.test_images or TEST_IMAGES.get(d.name, d.batch_size)),
+        metrics=METRICS,
+        identity=identity_of(model=config.model.name),
+    )
 
 
 def classification(config: ConfigDict, apply: Callable[[Any, jax.Array], jax.Array], params: Any) -> Task:
