@@ -9,12 +9,13 @@ from beacon_jax.float_stats import FloatStats
 from beacon_jax.norm_tuning import NormTuning, tune_norms
 from beacon_jax.packed import PackedLeaf, dequantize, pack_params
 from beacon_jax.packed_function import run_packed
-from beacon_jax.pipeline import QuantizedModel, quantize
+from beacon_jax.pipeline import quantize
 from beacon_jax.quant.alphabets import make_alphabet
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.methods.table import METHODS
 from beacon_jax.quant.quantized import QuantizedMatrix
 from beacon_jax.quantized_file import ModelRecord, load_packed, load_quantized, load_record, save_quantized
+from beacon_jax.quantized_model import QuantizedModel
 from beacon_jax.report import Coverage, LayerReport, LeafCoverage
 from beacon_jax.row_scales import BalancedRows, FoldedRows, balance_rows
 from beacon_jax.spec import LayerRule, QuantSpec

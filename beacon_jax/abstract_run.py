@@ -23,7 +23,8 @@ from beacon_jax.execution import Execution
 from beacon_jax.float_stats import FloatStats
 from beacon_jax.graph.model import Model
 from beacon_jax.graph.program import bind
-from beacon_jax.pipeline import STREAMS, Run, plan_layers
+from beacon_jax.pipeline import plan_layers
+from beacon_jax.run import STREAMS, Run
 from beacon_jax.spec import QuantSpec
 
 _JAX = str(Path(jax.__file__).parent)

@@ -26,8 +26,9 @@ from beacon_jax.graph.model import Model
 from beacon_jax.knapsack import choose
 from beacon_jax.leaves import as_jax_arrays
 from beacon_jax.output_change import output_changes
-from beacon_jax.pipeline import QuantizedModel, quantize
+from beacon_jax.pipeline import quantize
 from beacon_jax.quantized_leaves import QuantizedLeaves
+from beacon_jax.quantized_model import QuantizedModel
 from beacon_jax.spec import LayerRule, QuantSpec
 
 

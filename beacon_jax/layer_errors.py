@@ -11,8 +11,8 @@ from beacon_jax.execution import Execution
 from beacon_jax.frameworks import as_function
 from beacon_jax.graph.model import Model
 from beacon_jax.leaves import as_jax_arrays
-from beacon_jax.pipeline import QuantizedModel
 from beacon_jax.quant.metrics import relative_output_error
+from beacon_jax.quantized_model import QuantizedModel
 
 STREAMS = {"float": ("float",), "both": ("float", "quantized")}
 

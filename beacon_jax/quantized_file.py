@@ -15,9 +15,9 @@ from beacon_jax.checkpoint import about_kernel, kernel_of, kernel_tensors, named
 from beacon_jax.graph.place import Place
 from beacon_jax.metrics.base import Measured
 from beacon_jax.packed import PackedLeaf, is_packed, pack_params
-from beacon_jax.pipeline import QuantizedModel
 from beacon_jax.quant.alphabets import NAMED
 from beacon_jax.quant.quantized import QuantizedMatrix
+from beacon_jax.quantized_model import QuantizedModel
 from beacon_jax.report import Coverage, LayerReport, LeafCoverage
 from beacon_jax.spec import QuantSpec
 from beacon_jax.tensor_file import read_tensors, write_tensors

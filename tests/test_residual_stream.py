@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from beacon_jax import METHODS, Execution, QuantSpec, pipeline, quantize
+from beacon_jax import METHODS, Execution, QuantSpec, quantize, run
 from beacon_jax.devices import make_mesh
 from beacon_jax.quant.methods import rtn
 from beacon_jax.quant.methods.options import Options
@@ -67,7 +67,7 @@ def test_the_sums_are_those_of_both_models(problem, seen, weighted):
     result = quantize(apply, params, batches, QuantSpec(method="spy", alphabet="3"), weights=weights)
     given = [stats.residual is not None for stats in seen]
     assert given == [False, True] * DEPTH
-    assert [r.note for r in result.reports] == ["", pipeline.RESIDUAL] * DEPTH
+    assert [r.note for r in result.reports] == ["", run.RESIDUAL] * DEPTH
     X = np.concatenate(batches)
     X = X[X[:, 0] > 0] if weighted else X
     mixed = [dict(block) for block in params]
