@@ -54,6 +54,7 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=600, check=True).stdout
 
 
+@pytest.mark.slow
 def test_a_run_and_its_continuation(tmp_path):
     arguments = ["--alphabets=2", "--steps=0,6", "--only=float", "--held_out=40", f"--config.out={tmp_path}"]
     arguments += [f"--config.data.{key}" for key in ("calibration_images=16", "test_images=60", "batch_size=20")]

@@ -70,6 +70,7 @@ def test_interleaved_calls_the_reference_before_each_case():
     assert len(calls) == 1 + 3
 
 
+@pytest.mark.slow
 def test_a_run_writes_tables_numbers_and_plot(tmp_path):
     markdown = benchmark.run(TINY, tmp_path / "new")
     result = json.loads((tmp_path / "new" / "benchmark.json").read_text())

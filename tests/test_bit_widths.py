@@ -253,6 +253,7 @@ def test_what_aims_at_a_residual_stream_is_chosen_on_the_float_model(plan, monke
     assert aiming.spec.options == {"residual": 1.0} and aiming.spec.rules[0].options == {"residual": 0.5}
 
 
+@pytest.mark.slow
 def test_on_several_devices():
     """Of one group, and of 3; a few layers and alphabets, as every device count is a compilation."""
     params = {"a": normal(0, 8, 6), "experts": normal(1, 3, 2, 4)}

@@ -50,6 +50,7 @@ def compiled(caplog, run) -> Counter:
     return Counter((re.sub(r"^jit\((.*)\)$", r"\1", own[1]), own[2]) for own in found if own)
 
 
+@pytest.mark.slow
 def test_all_that_a_run_compiles_was_compiled_ahead(tmp_path, caplog):
     """A table with a shorter last batch, float statistics that rows share, and norm tuning, on eight devices."""
     config, results = small_config(tmp_path), {}

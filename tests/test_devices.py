@@ -99,6 +99,7 @@ def float32_problem():
     return jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape) * 0.3, jnp.float32), shapes), batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("calibrate_on", "shape"), [("float", (8, 1)), ("both", (1, 8))])
 def test_float32_on_many_devices_is_as_good(calibrate_on, shape):
     """Near-ties may fall the other way there; with error correction one that does changes all layers after it."""
@@ -182,6 +183,7 @@ def test_bfloat16_forward_changes_little_and_sums_stay_float32(rng):
         np.testing.assert_allclose(rough.output_error, exact.output_error, rtol=0.2)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_result_of_one(tmp_path):
     """Over 127.0.0.1, two devices each; the first process alone writes."""
     with socket.socket() as sock:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from beacon_jax import FloatStats, QuantSpec, influence, pipeline, quantize
+from beacon_jax import FloatStats, QuantSpec, influence, quantize, run
 from beacon_jax.devices import Placement
 from beacon_jax.graph.model import Model
 from beacon_jax.influence import Influence
@@ -170,4 +170,4 @@ def test_layers_without_influence_are_named(rng):
 
     spec = QuantSpec(method="rtn", row_weights="influence")
     notes = {report.layer: report.note for report in quantize(gated, params, batches, spec).reports}
-    assert notes == {"a": pipeline.NO_INFLUENCE, "b": "", "c": ""}
+    assert notes == {"a": run.NO_INFLUENCE, "b": "", "c": ""}

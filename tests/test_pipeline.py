@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax.core import freeze
 
-from beacon_jax import METHODS, Execution, FloatStats, QuantSpec, calibration, pipeline, quantize
+from beacon_jax import METHODS, Execution, FloatStats, QuantSpec, calibration, quantize, run
 from beacon_jax.checkpoint import load_layer, save_layer
 from beacon_jax.graph.model import Model
 from beacon_jax.graph.stages import piece
@@ -436,7 +436,7 @@ def test_a_layer_whose_inputs_are_all_zero_stays_as_it_is(rng, caplog, monkeypat
         quantize(apply, params, batches, QuantSpec(options=dict(sweeps=1), strict=True))
     assert quantize(apply, params, batches, QuantSpec(method="rtn")).layers.keys() == {"a", "b", "c"}
     # What comes of numbers that are none is no result.
-    monkeypatch.setattr(pipeline, "output_error_and_cosines", lambda *_: (jnp.asarray(jnp.nan), jnp.ones(4)))
+    monkeypatch.setattr(run, "output_error_and_cosines", lambda *_: (jnp.asarray(jnp.nan), jnp.ones(4)))
     with pytest.raises(ValueError, match="layer a: an output error of nan"):
         quantize(apply, params, batches, QuantSpec(method="rtn"))
 

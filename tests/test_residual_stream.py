@@ -91,6 +91,7 @@ def test_the_output_gets_better(problem):
     assert errors[1.0] < 0.9 * errors[0.0]
 
 
+@pytest.mark.slow
 def test_on_several_devices(problem, x64):
     params, batches = problem
     spec = QuantSpec(method="beacon_plus", options=dict(effort="fast", beam=0, residual=1.0))

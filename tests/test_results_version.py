@@ -77,7 +77,10 @@ def codes_of(case):
     return {name: np.asarray(matrix.codes, np.uint8) for name, matrix in done.layers.items()}
 
 
-@pytest.mark.parametrize("case", WRITTEN[1])
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=[] if c in ("float", "both, weighted") else pytest.mark.slow) for c in WRITTEN[1]],
+)
 def test_other_codes_need_another_version(x64, case):
     """Codes alone, in double precision: they are the same on every processor."""
     digest = hashlib.sha256()

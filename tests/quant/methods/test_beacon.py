@@ -15,7 +15,8 @@ SWEEPS = 4
 ENOUGH = 20  # sweeps, so that all channels come to rest
 # Most of the time here is compilation, once for each shape, number of streams, form of alphabet and setting; so most
 # tests have their problems in one of these shapes, as two streams, and by blocks as in the comparison with the oracle.
-SHAPES = [(1, 1), (8, 4), (21, 7), *(pytest.param(*shape, marks=pytest.mark.slow) for shape in ((3, 5), (40, 16)))]
+SLOW_SHAPES = (3, 5), (21, 7), (40, 16)
+SHAPES = [(1, 1), (8, 4), *(pytest.param(*shape, marks=pytest.mark.slow) for shape in SLOW_SHAPES)]
 USER_ALPHABETS = [(-3.0, -1.0, 0.0, 0.5, 2.0), (1.0, 2.0, 4.0, 5.0, 9.0)]  # of one length, which is one compilation
 ALPHABETS = [*NAMED, *USER_ALPHABETS]
 
