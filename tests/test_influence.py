@@ -136,7 +136,7 @@ def test_the_statistics_have_these_weights(tokens, monkeypatch):
 
 def test_the_directions_are_always_the_same(tokens):
     runs = [quantize(read_first, *tokens, influenced()) for _ in range(2)]
-    for a, b in zip(*(jax.tree.leaves(run.params) for run in runs), strict=True):
+    for a, b in zip(*(jax.tree.leaves(done.params) for done in runs), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
