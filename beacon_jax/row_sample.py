@@ -42,7 +42,8 @@ class RowSample:
           weights: (rows,), None for rows that count alike.
         """
         key = jax.random.fold_in(jax.random.key(self.seed), number)
-        order = jax.random.uniform(key, (examples, rows // examples))
+        # Whether double precision is on decides nothing.
+        order = jax.random.uniform(key, (examples, rows // examples), jnp.float32)
         if weights is not None:
             order = jnp.where(weights.reshape(order.shape) > 0, order, -1)
         _, within = lax.top_k(order, self.count)

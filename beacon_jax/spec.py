@@ -15,6 +15,7 @@ from beacon_jax.row_sample import RowSample
 CALIBRATE_ON = ("float", "quantized", "both")
 ROW_WEIGHTS = ("uniform", "influence")
 KINDS = ("dense", "grouped", "conv")
+LARGEST_SEED = 2**32 - 1  # beyond it JAX drops bits where double precision is off
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ class QuantSpec:
         on them (see influence.py): the model is differentiated, which takes the memory of a backward pass of a batch.
       rows_per_example: at most so many rows of each example count, drawn with `rows_seed` (see row_sample.py), and the
         others are left out: of the tokens of an image, or the places of a convolution. None for all of them.
-      rows_seed: for rows_per_example.
+      rows_seed: for rows_per_example, below 2³².
       options: keyword arguments of the method.
       rules: exceptions, LayerRule or dicts of its fields; a rule's layers are quantized even where `layers` does not
         match, and of several matching rules the last counts. A kernel that the model also uses in another way, such as
@@ -91,7 +92,7 @@ class QuantSpec:
         _check_choice("row_weights", self.row_weights, ROW_WEIGHTS)
         if self.rows_per_example is not None:
             _check_count("rows_per_example", self.rows_per_example, 1)
-        _check_count("rows_seed", self.rows_seed, 0)
+        _check_count("rows_seed", self.rows_seed, 0, LARGEST_SEED)
         if isinstance(self.rules, (str, Mapping, LayerRule)) or not isinstance(self.rules, Iterable):
             raise ValueError(f"rules is a list of LayerRule or of dicts, got {self.rules!r}")
         rules = tuple(rule if isinstance(rule, LayerRule) else _from_dict(LayerRule, rule) for rule in self.rules)
@@ -229,9 +230,11 @@ def _check_kind(what: str, value: Any, kind: type, said: str) -> None:
         raise ValueError(f"{what} is {said}, got {value!r}")
 
 
-def _check_count(what: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ValueError(f"{what} is an integer, at least {least}, got {value!r}")
+def _check_count(what: str, value: Any, least: int, most: int | None = None) -> None:
+    fits = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not fits or value < least or (most is not None and value > most):
+        limit = "" if most is None else f" and at most {most}"
+        raise ValueError(f"{what} is an integer, at least {least}{limit}, got {value!r}")
 
 
 def _from_dict(cls, fields: Mapping[str, Any]):

@@ -76,6 +76,14 @@ def test_seeds_draw_other_rows(x64, tokens, seen):
     assert not np.allclose(seen[0].H, seen[4].H)
 
 
+def test_double_precision_draws_the_same_rows():
+    drawn = []
+    for double in (False, True):
+        with jax.enable_x64(double):
+            drawn.append(np.asarray(RowSample(3, 2**32 - 1).chosen(40, 4, np.int32(1))))
+    np.testing.assert_array_equal(*drawn)
+
+
 def test_rows_that_no_examples_can_be_told_in_are_all_taken():
     sample = RowSample(2)
     assert not sample.thins(7, 2) and not sample.thins(4, 2) and sample.thins(6, 2)
@@ -96,7 +104,9 @@ def test_too_few_rows_are_counted_as_drawn(x64, tokens):
         quantize(lambda params, batch: batch @ params["w"], {"w": np.ones((16, 2), np.float32)}, batches, spec)
 
 
-@pytest.mark.parametrize("fields", [dict(rows_per_example=0), dict(rows_per_example=True), dict(rows_seed=-1)])
+@pytest.mark.parametrize(
+    "fields", [dict(rows_per_example=0), dict(rows_per_example=True), dict(rows_seed=-1), dict(rows_seed=2**32)]
+)
 def test_bad_numbers(fields):
     with pytest.raises(ValueError, match=r"rows_(per_example|seed) is an integer, at least"):
         QuantSpec(**fields)
