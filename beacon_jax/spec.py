@@ -95,13 +95,18 @@ class QuantSpec:
         _check_count("rows_seed", self.rows_seed, 0, LARGEST_SEED)
         if isinstance(self.rules, (str, Mapping, LayerRule)) or not isinstance(self.rules, Iterable):
             raise ValueError(f"rules is a list of LayerRule or of dicts, got {self.rules!r}")
-        rules = tuple(rule if isinstance(rule, LayerRule) else _from_dict(LayerRule, rule) for rule in self.rules)
+        for rule in (given := tuple(self.rules)):
+            if not (isinstance(rule, LayerRule) or hasattr(rule, "keys")):
+                raise ValueError(f"rules is a list of LayerRule or of dicts, got {rule!r} in it")
+        rules = tuple(rule if isinstance(rule, LayerRule) else _from_dict(LayerRule, rule) for rule in given)
         object.__setattr__(self, "rules", rules)
         for rule in (self, *rules):
             _check_kind("layers", rule.layers, str, "a regular expression")
             for what, kind, said in (("method", str, "a name"), ("options", Mapping, "a dict")):
                 if getattr(rule, what) is not None:
                     _check_kind(what, getattr(rule, what), kind, said)
+            for name in rule.options or {}:
+                _check_kind("the name of an option", name, str, "a string")
             try:
                 re.compile(rule.layers)
             except re.error as error:

@@ -200,6 +200,8 @@ def test_batches_that_are_none():
     [
         (dict(rules=LayerRule("a")), "rules is a list of LayerRule or of dicts"),
         (dict(rules=None), "rules is a list of LayerRule or of dicts"),
+        (dict(rules=[3]), "rules is a list of LayerRule or of dicts, got 3 in it"),
+        (dict(options={1: 2}), "the name of an option is a string, got 1"),
         (dict(layers=["a"]), "layers is a regular expression, got"),
         (dict(rules=[LayerRule(["a"])]), "layers is a regular expression, got"),
         (dict(method=["rtn"]), "method is a name, got"),

@@ -42,8 +42,9 @@ def make_alphabet(spec: str | float | Sequence[float]) -> np.ndarray:
       ValueError: unknown name; fewer than 2 or more than 256 levels; levels not finite, not strictly ascending in
         float32, or with a largest magnitude outside 1e-4 … 1e4 (the scale is found per channel).
     """
+    given = spec
     if isinstance(spec, str) and "," in spec:
-        spec = [float(level) for level in spec.strip("()[]").split(",") if level.strip()]
+        spec = [level for level in spec.strip("()[]").split(",") if level.strip()]
     if isinstance(spec, (str, numbers.Real)):
         name = spec if isinstance(spec, str) else f"{spec:g}"
         if name not in NAMED:
@@ -51,7 +52,10 @@ def make_alphabet(spec: str | float | Sequence[float]) -> np.ndarray:
                 f"unknown alphabet {spec!r}; expected one of {', '.join(NAMED)} or a list of levels such as -1,0,1"
             )
         return np.asarray(NAMED[name], np.float64)
-    levels = np.asarray(spec, np.float64)
+    try:
+        levels = np.asarray(spec, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"an alphabet is a name or a list of numbers, got {given!r}") from error
     if levels.ndim != 1 or not 2 <= levels.size <= MAX_LEVELS:
         raise ValueError(f"an alphabet is a list of 2 to {MAX_LEVELS} levels, got shape {levels.shape}: {spec!r}")
     with np.errstate(over="ignore"):  # of levels that are too large, which the last check finds

@@ -39,6 +39,8 @@ def test_sizes_and_symmetry():
     ("spec", "message"),
     [
         ("9", "unknown alphabet '9'; expected one of 1.58"),
+        ({}, "a name or a list of numbers, got {}"),
+        ("-1,0,x", "a name or a list of numbers, got '-1,0,x'"),
         ([1.0], "2 to 256 levels"),
         ([[1.0, 2.0]], "2 to 256 levels"),
         (np.arange(257), "2 to 256 levels"),
