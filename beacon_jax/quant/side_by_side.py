@@ -32,9 +32,11 @@ def part_size(kernel: jax.Array) -> int | None:
 def side_by_side(solve: Callable[[jax.Array], Any], kernel: jax.Array, size: int) -> Any:
     """`solve` of `size` channels of a kernel (N, C) at a time, as many parts at once as there are cores.
 
-    solve: (N, size) → pytree of (…, size) arrays; zero channels are appended to the last part. Returns (…, C) arrays.
+    solve: (N, size) → pytree of (…, size) arrays; zero channels are appended to the last part. Returns (…, C) arrays,
+    on the kernel's device.
     """
     channels, whole = kernel.shape[1], np.asarray(kernel)
+    size = min(size, channels)
     count = -(-channels // size)
     whole = np.pad(whole, [(0, 0), (0, count * size - channels)])
     device = next(iter(kernel.devices()))
@@ -46,7 +48,8 @@ def side_by_side(solve: Callable[[jax.Array], Any], kernel: jax.Array, size: int
 
     with ThreadPoolExecutor(min(count, _cores())) as pool:
         found = list(pool.map(part, range(count)))
-    return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts, axis=-1)[..., :channels]), *found)
+    with jax.default_device(device):
+        return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts, axis=-1)[..., :channels]), *found)
 
 
 def _cores() -> int:

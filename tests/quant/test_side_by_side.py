@@ -25,6 +25,18 @@ def test_parts_join_in_order_whatever_is_left(rng):
     assert {shape for _, shape in seen} == {(3, 3)} and threading.main_thread() not in {thread for thread, _ in seen}
 
 
+def test_a_part_is_no_larger_than_the_kernel():
+    seen = []
+    found = side_by_side.side_by_side(lambda part: seen.append(part.shape) or part, jnp.ones((2, 5)), 10**9)
+    assert seen == [(2, 5)] == [found.shape]
+
+
+def test_what_comes_of_parts_lies_on_the_kernels_device():
+    kernel = jax.device_put(jnp.ones((2, 5)), jax.devices()[-1])
+    found = side_by_side.side_by_side(lambda part: part.sum(0), kernel, 2)
+    assert found.devices() == kernel.devices()
+
+
 def test_what_fails_in_a_part_is_raised(rng):
     def solve(part):
         raise ValueError("this part")
