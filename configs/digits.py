@@ -2,7 +2,7 @@
 
 Train:     python -m experiments.train --config=configs/digits.py   (1 minute; top-1 98.80 %)
 Quantize:  python -m experiments.quantize --config=configs/digits.py   (half a minute)
-Table:     python -m experiments.tables --config=configs/digits.py   (a minute or two; the table stands in the README)
+Table:     python -m experiments.tables --config=configs/digits.py   (a minute or two; the table: docs/results.md)
 """
 
 from ml_collections import ConfigDict

@@ -45,6 +45,7 @@ def _anchors(text):
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
 def test_links_lead_somewhere(path):
+    assert not re.findall(r"\[(?:above|below)\]\([^#)][^)]*\)", path.read_text(encoding="utf-8"))  # is another page
     for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
         if not link.startswith(("http:", "https:")):
             file, _, anchor = link.partition("#")
