@@ -28,7 +28,7 @@ class Execution:
       folder: where the temporary folders of "disk" are made, itself made if needed; None for the system's.
 
     Raises:
-      ValueError: unknown activations or forward_dtype; float64 without jax_enable_x64.
+      ValueError: unknown activations or forward_dtype; float64 without jax_enable_x64; a mesh or folder that is none.
     """
 
     activations: str = "disk"
@@ -43,6 +43,10 @@ class Execution:
         ):
             if value not in known:
                 raise ValueError(f"unknown {what} {value!r}; expected one of {', '.join(known)}")
+        if not isinstance(self.mesh, Mesh | None):
+            raise ValueError(f"mesh is a jax.sharding.Mesh, as make_mesh gives, or None, got {self.mesh!r}")
+        if not isinstance(self.folder, str | os.PathLike | None):
+            raise ValueError(f"folder is a path or None, got {self.folder!r}")
         if self.forward_dtype == "float64" and not jax.config.jax_enable_x64:
             raise ValueError("forward_dtype='float64' needs double precision in JAX: set JAX_ENABLE_X64=1")
 

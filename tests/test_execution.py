@@ -11,6 +11,8 @@ from beacon_jax.execution import FORWARD_DTYPES, run_in
     [
         (dict(forward_dtype="int8"), "unknown forward_dtype 'int8'; expected one of float32, bfloat16, float64"),
         (dict(forward_dtype="float64"), "forward_dtype='float64' needs double precision in JAX: set JAX_ENABLE_X64=1"),
+        (dict(mesh=8), "mesh is a jax.sharding.Mesh, as make_mesh gives, or None, got 8"),
+        (dict(folder=3), "folder is a path or None, got 3"),
         (dict(activations="tape"), "unknown activations 'tape'; expected one of disk, memory"),
     ],
 )
