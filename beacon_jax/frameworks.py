@@ -1,9 +1,11 @@
 """Modules of Flax as functions of (params, batch)."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 from flax import nnx
 
 
@@ -16,15 +18,16 @@ def as_function(model: Any, params: Any) -> tuple[Callable[[Any, Any], Any], Any
       params: the parameters; None for an NNX module, which holds its own.
 
     Raises:
-      ValueError: parameters for an NNX module, none for another model, or all collections of a Linen module.
+      ValueError: parameters for an NNX module, none for another model, or all collections of a Linen module; by the
+        function, an NNX module whose BatchNorm is in training mode.
     """
     if isinstance(model, nnx.Module):
         if params is not None:
             raise ValueError(
                 "an NNX module holds its own parameters; pass params=None, or a function apply(params, batch)"
             )
-        graph, own, rest = nnx.split(model, nnx.Param, ...)
-        return lambda p, batch: nnx.merge(graph, p, rest, copy=True)(batch), own
+        graph, own, *rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+        return functools.partial(_run_module, graph, rest), own
     if params is None:
         raise ValueError(f"params is None, which only an NNX module takes; got a {type(model).__name__}")
     if isinstance(model, nn.Module):
@@ -35,3 +38,17 @@ def as_function(model: Any, params: Any) -> tuple[Callable[[Any, Any], Any], Any
             )
         return lambda p, batch: model.apply({"params": p}, batch), params
     return model, params
+
+
+def _run_module(graph, rest, params, batch):
+    module = nnx.merge(graph, params, *rest, copy=True)
+    output = module(batch)
+    norms = (own for _, own in nnx.iter_modules(module) if isinstance(own, nnx.BatchNorm))
+    before, after = map(jax.tree.leaves, (rest[0], nnx.state(module, nnx.BatchStat)))
+    # Either may be so in a module that changes nothing: nnx.jit gives new arrays, and a call may say otherwise.
+    changed = any(old is not new for old, new in zip(before, after, strict=True))
+    if changed and not all(own.use_running_average for own in norms):
+        raise ValueError(
+            "the NNX module changes its batch statistics, so it is in training mode; call its eval() first"
+        )
+    return output

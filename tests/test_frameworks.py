@@ -33,6 +33,23 @@ def test_an_nnx_module_itself(rng):
     assert not np.array_equal(net(x), before)
 
 
+def test_an_nnx_module_in_training_mode(rng):
+    net, x = Net(nnx.Rngs(0)), rng.normal(size=(20, 4)).astype(np.float32)
+    with pytest.raises(ValueError, match=r"the NNX module changes its batch statistics, .*call its eval\(\) first"):
+        quantize(net, None, [x], SPEC)
+
+
+def test_batch_statistics_that_pass_through_jit(rng):
+    class Jitted(Net):
+        def __call__(self, x):
+            return nnx.jit(lambda net, x: Net.__call__(net, x))(self, x)
+
+    net, x = Jitted(nnx.Rngs(0)), rng.normal(size=(20, 4)).astype(np.float32)
+    net.eval()
+    apply, params = as_function(net, None)
+    assert jax.eval_shape(apply, params, x).shape == (20, 3)
+
+
 def test_a_linen_module_itself(rng):
     net, x = nn.Sequential([nn.Dense(6), nn.relu, nn.Dense(3)]), rng.normal(size=(20, 4)).astype(np.float32)
     params = jax.jit(net.init)(jax.random.key(0), x)["params"]
