@@ -50,5 +50,6 @@ def test_links_lead_somewhere(path):
         if not link.startswith(("http:", "https:")):
             file, _, anchor = link.partition("#")
             target = (path.parent / file) if file else path
+            assert not file or target.resolve() != path, link  # leads from a page to itself
             assert target.exists(), link
             assert not anchor or anchor in _anchors(target.read_text(encoding="utf-8")), link
