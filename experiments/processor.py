@@ -39,10 +39,10 @@ def processor(environment: Mapping[str, str] = os.environ, cpuinfo: str | None =
     found = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
     has = set(found[1].split()) if found else set()
     known = [level for level, flag in LEVELS.items() if flag in has]
-    limit = re.search(_MAX_ISA + r"=(\w+)", environment.get("XLA_FLAGS", ""))
-    if limit and limit[1].upper() in LEVELS:
+    limit = re.findall(_MAX_ISA + r"=(\w+)", environment.get("XLA_FLAGS", ""))[-1:]  # the last counts
+    if limit and limit[0].upper() in LEVELS:
         order = list(LEVELS)
-        known = [level for level in known if order.index(level) <= order.index(limit[1].upper())]
+        known = [level for level in known if order.index(level) <= order.index(limit[0].upper())]
     return f"{known[-1] if known else platform.machine()}, {_cores(environment)} cores"
 
 

@@ -18,6 +18,7 @@ ARM = "processor : 0\nFeatures : fp asimd\n"
         (ZEN, "--xla_cpu_max_isa=AVX2", "AVX2"),
         (ZEN, "--xla_dump_to=x --xla_cpu_max_isa=avx512", "AVX512"),
         (ZEN, "--xla_cpu_max_isa=AMX", "AVX512_BF16"),
+        (ZEN, "--xla_cpu_max_isa=AVX2 --xla_cpu_max_isa=AVX", "AVX"),
         (ZEN, "--xla_cpu_max_isa=other", "AVX512_BF16"),
         ("flags : fpu sse4_2 avx avx2", "", "AVX2"),
         ("flags : fpu sse4_2 avx avx2", "--xla_cpu_max_isa=AVX512", "AVX2"),
