@@ -29,27 +29,32 @@ def part_size(kernel: jax.Array) -> int | None:
     return PART if kernel.shape[1] >= 2 * PART else None
 
 
-def side_by_side(solve: Callable[[jax.Array], Any], kernel: jax.Array, size: int) -> Any:
-    """`solve` of `size` channels of a kernel (N, C) at a time, as many parts at once as there are cores.
+def side_by_side(solve: Callable[..., Any], size: int, *arrays: jax.Array) -> Any:
+    """`solve` of `size` channels of (…, C) arrays at a time, as many parts at once as there are cores.
 
-    solve: (N, size) → pytree of (…, size) arrays; zero channels are appended to the last part. Returns (…, C) arrays,
-    on the kernel's device.
+    solve: (…, size) arrays → pytree of (…, size) arrays; the last channel is repeated to fill the last part. Returns
+    (…, C) arrays, on the first one's device.
     """
-    channels, whole = kernel.shape[1], np.asarray(kernel)
+    first = arrays[0]
+    channels, device = first.shape[-1], next(iter(first.devices()))
     size = min(size, channels)
     count = -(-channels // size)
-    whole = np.pad(whole, [(0, 0), (0, count * size - channels)])
-    device = next(iter(kernel.devices()))
+    whole = [_filled(np.asarray(a), count * size) for a in arrays]
 
     def part(i):
         # JAX's settings belong to a thread.
-        with jax.default_device(device), in_dtype(kernel.dtype):
-            return jax.tree.map(np.asarray, solve(jnp.asarray(whole[:, i * size : (i + 1) * size])))
+        with jax.default_device(device), in_dtype(first.dtype):
+            own = [jnp.asarray(a[..., i * size : (i + 1) * size]) for a in whole]
+            return jax.tree.map(np.asarray, solve(*own))
 
     with ThreadPoolExecutor(min(count, _cores())) as pool:
         found = list(pool.map(part, range(count)))
     with jax.default_device(device):
         return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts, axis=-1)[..., :channels]), *found)
+
+
+def _filled(a, channels):
+    return np.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, channels - a.shape[-1])], mode="edge")
 
 
 def _cores() -> int:

@@ -1,3 +1,4 @@
+import functools
 import threading
 
 import jax
@@ -5,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from beacon_jax import METHODS
 from beacon_jax.quant import side_by_side
 from beacon_jax.quant.methods import beacon
 from beacon_jax.quant.precision import in_dtype
@@ -19,7 +21,7 @@ def test_parts_join_in_order_whatever_is_left(rng):
         seen.add((threading.current_thread(), part.shape))
         return {"twice": 2 * part, "sum": part.sum(0)}
 
-    found = side_by_side.side_by_side(solve, kernel, 3)
+    found = side_by_side.side_by_side(solve, 3, kernel)
     np.testing.assert_array_equal(found["twice"], 2 * kernel)
     np.testing.assert_allclose(found["sum"], kernel.sum(0), rtol=1e-6)
     assert {shape for _, shape in seen} == {(3, 3)} and threading.main_thread() not in {thread for thread, _ in seen}
@@ -27,13 +29,13 @@ def test_parts_join_in_order_whatever_is_left(rng):
 
 def test_a_part_is_no_larger_than_the_kernel():
     seen = []
-    found = side_by_side.side_by_side(lambda part: seen.append(part.shape) or part, jnp.ones((2, 5)), 10**9)
+    found = side_by_side.side_by_side(lambda part: seen.append(part.shape) or part, 10**9, jnp.ones((2, 5)))
     assert seen == [(2, 5)] == [found.shape]
 
 
 def test_what_comes_of_parts_lies_on_the_kernels_device():
     kernel = jax.device_put(jnp.ones((2, 5)), jax.devices()[-1])
-    found = side_by_side.side_by_side(lambda part: part.sum(0), kernel, 2)
+    found = side_by_side.side_by_side(lambda part: part.sum(0), 2, kernel)
     assert found.devices() == kernel.devices()
 
 
@@ -42,7 +44,7 @@ def test_what_fails_in_a_part_is_raised(rng):
         raise ValueError("this part")
 
     with pytest.raises(ValueError, match="this part"):
-        side_by_side.side_by_side(solve, jnp.ones((2, 4)), 2)
+        side_by_side.side_by_side(solve, 2, jnp.ones((2, 4)))
 
 
 def test_only_large_kernels_at_hand_are_cut():
@@ -63,3 +65,15 @@ def test_parts_have_the_codes_of_the_whole_where_float64_is_on_in_this_thread_al
     np.testing.assert_array_equal(parts.codes, whole.codes)
     np.testing.assert_allclose(parts.scale, whole.scale, rtol=1e-12)
     np.testing.assert_array_equal(parts.info["sweeps"], whole.info["sweeps"])
+
+
+@pytest.mark.parametrize("options", [dict(effort="default", pairs=1, offset=True), dict(start="greedy", effort="fast")])
+def test_beacon_plus_in_parts_has_the_codes_of_the_whole(x64, rng, monkeypatch, options):
+    W, X, Xt = make_problem(rng, "mismatch", 12, 10)
+    solve = functools.partial(METHODS["beacon_plus"], jnp.asarray(W), gram(X, Xt), "2", **options)
+    whole = solve()
+    monkeypatch.setattr(side_by_side, "PART", 4)
+    parts = solve()
+    np.testing.assert_array_equal(parts.codes, whole.codes)
+    np.testing.assert_allclose(parts.scale, whole.scale, rtol=1e-10)
+    np.testing.assert_allclose(parts.info["loss"], whole.info["loss"], rtol=1e-10, atol=1e-10)

@@ -57,8 +57,13 @@ class SizeOptions(BlockOptions):
     )
 
     def sizes(self, kernel: jax.Array) -> dict[str, int | str | None]:
-        """block_size, block and channel_chunk for a kernel (N, C)."""
-        return {**self.blocks(kernel), "channel_chunk": self.channel_chunk or _chunk_for_caches(kernel)}
+        """block_size, block and channel_chunk for a kernel (N, C), or for a part of its channels."""
+        return {**self.blocks(kernel), "channel_chunk": None if self.parts(kernel) else self.channel_chunk}
+
+    def parts(self, kernel: jax.Array) -> int | None:
+        """How many channels of a kernel (N, C) to solve at a time, side by side (see side_by_side.py); None for all."""
+        size = part_size(kernel)
+        return None if size is None else self.channel_chunk or size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,25 +100,14 @@ def solve(problem: Problem, options: BeaconOptions) -> Found:
     if options.centering == "mean":
         mean = W.mean(0)
         W, offset = W - mean[None, :], mean * _offset_gain(problem.stats)
-    levels, both_signs = problem.levels, not is_symmetric(problem.alphabet)
-    how = dict(sweeps=options.sweeps, both_signs=both_signs, **options.blocks(W))
+    levels, both_signs, grams = problem.levels, not is_symmetric(problem.alphabet), grams_of(problem.stats)
+    how, size = dict(sweeps=options.sweeps, both_signs=both_signs, **options.sizes(W)), options.parts(W)
 
-    def solved(W, channel_chunk=None):
-        return solve_codes(W, grams, levels, channel_chunk=channel_chunk, **how)
+    def solved(W):
+        return solve_codes(W, grams, levels, **how)
 
-    grams, size = grams_of(problem.stats), part_size(W)
-    if size is None:
-        codes, facts = solved(W, options.channel_chunk)
-    else:
-        codes, facts = side_by_side(solved, W, options.channel_chunk or size)
+    codes, facts = solved(W) if size is None else side_by_side(solved, size, W)
     return Found(codes, facts.pop("scale"), offset, info=facts)
-
-
-def _chunk_for_caches(kernel):
-    if jax.default_backend() != "cpu" or isinstance(kernel, jax.core.Tracer) or len(kernel.sharding.device_set) > 1:
-        return None
-    channels = kernel.shape[1]
-    return -(-channels // -(-channels // 1024))
 
 
 @jit_solver("sweeps", "both_signs", "block_size", "block", "channel_chunk")

@@ -31,6 +31,7 @@ from beacon_jax.quant.objective import Objective, bias_change
 from beacon_jax.quant.pairs import pair_moves
 from beacon_jax.quant.problem import Found, Problem
 from beacon_jax.quant.scales import SCALES, least_squares_scale, nonzero, scale_and_offset
+from beacon_jax.quant.side_by_side import side_by_side
 from beacon_jax.quant.sweep import even_block, map_channel_chunks
 
 STARTS = ("scan", "greedy")
@@ -140,34 +141,40 @@ def solve(problem: Problem, options: BeaconPlusOptions) -> Found:
         W, problem.stats, _ridge(problem, options), residual, bias=free, offset=options.offset
     )
     both_signs, steps = not is_symmetric(problem.alphabet), options.steps(W.shape[0])
-    run = options.sizes(W)
+    run, size = options.sizes(W), options.parts(W)
     beam_run = {"block_size": even_block(W.shape[0], options.block_size), "channel_chunk": run["channel_chunk"]}
     few, history = W.shape[0] <= FEW, []
 
     def sweep(best):
-        q, loss, fixed = _swept(objective, levels, *best, sweeps=options.sweeps, **run)
+        swept = functools.partial(_swept, levels=levels, sweeps=options.sweeps, **run)
+        q, loss, fixed = _in_parts(swept, size, objective, *best)
         history.extend([best[1], loss])
         return (q, loss), fixed
 
+    def decoded(q, loss, scales):
+        step = functools.partial(_decoded, decoder=decoder, levels=levels, **run)
+        return _in_parts(step, size, objective, q, loss, scales)
+
     scales = _scan(objective, levels, SCAN_FEW if few else SCAN, both_signs=both_signs)
     if options.start == "greedy":
-        codes, facts = beacon.solve_codes(
-            W, objective.grams, levels, sweeps=options.sweeps, both_signs=both_signs, **run
-        )
+        how = dict(sweeps=options.sweeps, both_signs=both_signs, **run)
+        codes, facts = beacon.solve_codes(W, objective.grams, levels, **how)
         q = levels.at(codes)
         best, fixed = (q, _loss(objective, q)), facts["fixed_point"]
         history.append(best[1])
     else:
         rounded = _rounded(W, problem.live, objective, levels)
-        best, fixed = sweep(_decoded(objective, decoder, levels, *rounded, scales, **run))
+        best, fixed = sweep(decoded(*rounded, scales))
     if steps.redecode:
         near = _near(objective, best[0], AGAIN)
-        best, fixed = sweep(_decoded(objective, decoder, levels, *best, near, **run))
+        best, fixed = sweep(decoded(*best, near))
     if steps.beam:
         near = scales if few else _near(objective, best[0], steps.beam_scales)
-        best, fixed = sweep(_beamed(objective, decoder, levels, *best, near, width=steps.beam, **beam_run))
+        beamed = functools.partial(_beamed, decoder=decoder, levels=levels, width=steps.beam, **beam_run)
+        best, fixed = sweep(_in_parts(beamed, size, objective, *best, near))
     for _ in range(steps.pairs):
-        best, fixed = sweep(_paired(objective, levels, *best, channel_chunk=run["channel_chunk"]))
+        paired = functools.partial(_paired, levels=levels, channel_chunk=run["channel_chunk"])
+        best, fixed = sweep(_in_parts(paired, size, objective, *best))
     codes, scale, offset, change = _finish(W, problem.stats, objective, levels, best[0], residual, bias=free)
     return Found(codes, scale, offset, change, {"loss": jnp.stack(history), "fixed_point": fixed})
 
@@ -219,7 +226,7 @@ def _near(objective, q, factors):
 
 
 @jit_solver("block_size", "block", "channel_chunk")
-def _decoded(objective, decoder, levels, q, loss, scales, *, block_size, block, channel_chunk):
+def _decoded(objective, q, loss, scales, decoder, levels, *, block_size, block, channel_chunk):
     """(q, loss), each channel's better of those given and of those decoded at the scales (S, C)."""
 
     def decode_channels(objective, q, loss, scales):
@@ -236,7 +243,7 @@ def _decoded(objective, decoder, levels, q, loss, scales, *, block_size, block, 
 
 
 @jit_solver("sweeps", "block_size", "block", "channel_chunk")
-def _swept(objective, levels, q, loss, *, sweeps, block_size, block, channel_chunk):
+def _swept(objective, q, loss, levels, *, sweeps, block_size, block, channel_chunk):
     """(q, loss) after up to that many passes, where they are better, and whether each channel's have come to rest."""
 
     def sweep_channels(objective, q, loss):
@@ -248,7 +255,7 @@ def _swept(objective, levels, q, loss, *, sweeps, block_size, block, channel_chu
 
 
 @jit_solver("width", "block_size", "channel_chunk")
-def _beamed(objective, decoder, levels, q, loss, scales, *, width, block_size, channel_chunk):
+def _beamed(objective, q, loss, scales, decoder, levels, *, width, block_size, channel_chunk):
     """(q, loss), each channel's better of those given and of those decoded with a beam at the scales (S, C)."""
 
     def beam_channels(objective, q, loss, scales):
@@ -262,7 +269,7 @@ def _beamed(objective, decoder, levels, q, loss, scales, *, width, block_size, c
 
 
 @jit_solver("channel_chunk")
-def _paired(objective, levels, q, loss, *, channel_chunk):
+def _paired(objective, q, loss, levels, *, channel_chunk):
     """(q, loss) after a round of pair moves."""
 
     def pair_channels(objective, q, loss):
@@ -293,10 +300,22 @@ def _kept(q, loss, new, new_loss):
 
 def _by_channels(function, objective, chunk, *arrays):
     """function(objective, *arrays) for `chunk` channels at a time."""
+    return map_channel_chunks(*_of_channels(function, objective, arrays, chunk))
+
+
+def _in_parts(function, size, objective, *arrays):
+    """function(objective, *arrays) for parts of so many channels, side by side; for all at once where size is None."""
+    if size is None:
+        return function(objective, *arrays)
+    return side_by_side(*_of_channels(function, objective, arrays, size))
+
+
+def _of_channels(function, objective, arrays, size):
+    """A function of channels' arrays alone, `size`, and these arrays."""
     own = {name: a for name in ("h", "target", "rest") if (a := getattr(objective, name)) is not None}
 
     def run(*parts):
         mine = dict(zip(own, parts, strict=False))
         return function(dataclasses.replace(objective, **mine), *parts[len(own) :])
 
-    return map_channel_chunks(run, chunk, *own.values(), *arrays)
+    return run, size, *own.values(), *arrays
