@@ -19,14 +19,14 @@ def as_function(model: Any, params: Any) -> tuple[Callable[[Any, Any], Any], Any
 
     Raises:
       ValueError: parameters for an NNX module, none for another model, or all collections of a Linen module; by the
-        function, an NNX module whose BatchNorm is in training mode.
+        function, an NNX module whose BatchNorm or Dropout is in training mode.
     """
     if isinstance(model, nnx.Module):
         if params is not None:
             raise ValueError(
                 "an NNX module holds its own parameters; pass params=None, or a function apply(params, batch)"
             )
-        graph, own, *rest = nnx.split(model, nnx.Param, nnx.BatchStat, ...)
+        graph, own, *rest = nnx.split(model, nnx.Param, ...)
         return functools.partial(_run_module, graph, rest), own
     if params is None:
         raise ValueError(f"params is None, which only an NNX module takes; got a {type(model).__name__}")
@@ -42,13 +42,25 @@ def as_function(model: Any, params: Any) -> tuple[Callable[[Any, Any], Any], Any
 
 def _run_module(graph, rest, params, batch):
     module = nnx.merge(graph, params, *rest, copy=True)
+    before = jax.tree.leaves(nnx.state(module, _CHANGING))
     output = module(batch)
-    norms = (own for _, own in nnx.iter_modules(module) if isinstance(own, nnx.BatchNorm))
-    before, after = map(jax.tree.leaves, (rest[0], nnx.state(module, nnx.BatchStat)))
+    after = jax.tree.leaves(nnx.state(module, _CHANGING))
     # Either may be so in a module that changes nothing: nnx.jit gives new arrays, and a call may say otherwise.
-    changed = any(old is not new for old, new in zip(before, after, strict=True))
-    if changed and not all(own.use_running_average for own in norms):
+    if any(old is not new for old, new in zip(before, after, strict=True)) and any(
+        map(_trains, nnx.iter_modules(module))
+    ):
         raise ValueError(
-            "the NNX module changes its batch statistics, so it is in training mode; call its eval() first"
+            "the NNX module changes its batch statistics, or draws for dropout, so it is in training mode; call its "
+            "eval() first"
         )
     return output
+
+
+_CHANGING = (nnx.BatchStat, nnx.RngState)
+
+
+def _trains(found):
+    _, module = found
+    if isinstance(module, nnx.BatchNorm):
+        return not module.use_running_average
+    return isinstance(module, nnx.Dropout) and not module.deterministic and module.rate > 0

@@ -85,6 +85,7 @@ def quantize(
         if (count := len(read.first.program.equations)) > MANY_EQUATIONS:
             logging.warning("the model has %d equations with its loops unrolled; compilation will take long", count)
         check_fit(finished, plan, read)
+        _check_block(plan, execution)
         if float_stats is not None:
             rows = f"{spec.row_weights} {spec.sample}"
             fingerprint.add([*leaves, execution.forward_dtype, rows, read.text()])
@@ -152,6 +153,12 @@ def _check_rows(layer: Layer, rows: int, examples: int, few_allowed: bool) -> No
             f"too few calibration examples: {examples} give {rows} rows for the {inputs} inputs of {layer.name}; "
             f"use at least {-(-inputs * examples // rows)}, or allow_few_rows=True"
         )
+
+
+def _check_block(plan: dict[str, LayerPlan], execution: Execution) -> None:
+    kernels = [name for name, own in plan.items() if own.options.get("block") == "pallas"]
+    if kernels and execution.mesh is not None:
+        raise ValueError(f"block='pallas' is for one device, and a mesh is given (layer {kernels[0]}); use block='xla'")
 
 
 def _check_kinds(spec, execution, weights, finished, float_stats, on_layer) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.experimental import io_callback
 
-from beacon_jax import LayerRule, QuantSpec, quantize, save_quantized
+from beacon_jax import Execution, LayerRule, QuantSpec, quantize, save_quantized
 from beacon_jax.checkpoint import save_layer, save_params
 
 PARAMS = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32)}
@@ -250,3 +250,10 @@ def test_what_is_to_be_written_is_something_else(tmp_path, write, says):
 def test_weights_that_leave_no_rows():
     with pytest.raises(ValueError, match="none of the 10 calibration examples gives w a row of positive weight"):
         quantize(product, PARAMS, BATCHES, SPEC, weights=lambda x: np.zeros(len(x)))
+
+
+def test_kernels_are_for_one_device():
+    spec, one = QuantSpec(options=dict(block="pallas")), np.eye(2, dtype=np.float32)
+    mesh = jax.make_mesh((1, 1), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    with pytest.raises(ValueError, match=r"block='pallas' is for one device, and a mesh is given \(layer w\)"):
+        quantize(lambda p, x: x @ p["w"], {"w": one}, [one], spec, execution=Execution(mesh=mesh))

@@ -39,6 +39,22 @@ def test_an_nnx_module_in_training_mode(rng):
         quantize(net, None, [x], SPEC)
 
 
+def test_an_nnx_module_whose_dropout_is_on(rng):
+    class Dropping(nnx.Module):
+        def __init__(self, rngs):
+            self.one, self.dropout = nnx.Linear(4, 3, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+
+        def __call__(self, x):
+            return self.dropout(self.one(x))
+
+    net, x = Dropping(nnx.Rngs(0)), rng.normal(size=(20, 4)).astype(np.float32)
+    with pytest.raises(ValueError, match=r"draws for dropout, so it is in training mode; call its eval\(\) first"):
+        quantize(net, None, [x], SPEC)
+    net.eval()
+    apply, params = as_function(net, None)
+    np.testing.assert_allclose(apply(params, x), net(x), rtol=1e-6)
+
+
 def test_batch_statistics_that_pass_through_jit(rng):
     class Jitted(Net):
         def __call__(self, x):
