@@ -72,4 +72,5 @@ def add_gram(total: jax.Array, x: jax.Array) -> jax.Array:
 
 def mirrored(M: jax.Array) -> jax.Array:
     """The symmetric matrices (…, N, N) of which what is below the diagonal and on it is given."""
-    return jnp.where(jnp.tri(M.shape[-1], dtype=bool), M, M.mT)
+    # A choice between M and its transpose takes XLA's CPU compiler minutes for 2,048 and 4,096 rows.
+    return jnp.tril(M) + jnp.tril(M, -1).mT

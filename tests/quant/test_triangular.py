@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -20,3 +21,9 @@ def test_symmetric_products(x64, rng, n):
     x, total = rng.normal(size=(7, n)), np.zeros((n, n))
     lower = add_gram(add_gram(jnp.asarray(total), x[:3]), x[3:])
     np.testing.assert_allclose(mirrored(lower), x.T @ x, atol=1e-12)
+
+
+def test_mirrored_compiles_at_powers_of_two():
+    """XLA's CPU compiler takes minutes for some forms of it at these sizes."""
+    shape = jax.ShapeDtypeStruct((2048, 2048), jnp.float32)
+    assert jax.jit(mirrored).lower(shape).compile().out_tree.num_leaves == 1
