@@ -29,6 +29,7 @@ from beacon_jax.output_change import output_changes
 from beacon_jax.pipeline import quantize
 from beacon_jax.quantized_leaves import QuantizedLeaves
 from beacon_jax.quantized_model import QuantizedModel
+from beacon_jax.report import aligned
 from beacon_jax.spec import LayerRule, QuantSpec
 
 
@@ -102,9 +103,7 @@ class BitPlan:
 
     def __str__(self) -> str:
         head = ("layer", "shape", "alphabet", "bits per weight", "error", "sensitivity", "predicted")
-        rows = [head, *(_shown(row) for row in self.table)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        lines = ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines = aligned([head, *(_shown(row) for row in self.table)])
         return "\n".join(
             [
                 *lines,

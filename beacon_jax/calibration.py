@@ -134,7 +134,8 @@ class Calibration:
     def _count(self, signature, weights, examples):
         """Adds a batch's rows to those of each layer."""
         rules = {} if weights is None else self._rules(signature, weights.shape)
-        values = {rule: np.asarray(rule(jnp.asarray(weights))) for rule in _row_weights(rules.values())}
+        distinct = {rule for rule in rules.values() if isinstance(rule, RowWeights)}
+        values = {rule: np.asarray(rule(jnp.asarray(weights))) for rule in distinct}
         for layer in self.model[signature].found.layers:
             count = 0
             for use in layer.uses:
@@ -284,7 +285,3 @@ class Calibration:
             self._piece(stage, tuple(groups), signature, onward and k == 0, residual) for k in range(len(streams))
         )
         return Step(pieces, uses, self.placement, self._sample, self._examples[i], stage)
-
-
-def _row_weights(rules: Iterable[RowWeights | Unsupported]) -> set[RowWeights]:
-    return {rule for rule in rules if isinstance(rule, RowWeights)}

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from beacon_jax.quant.quantized import QuantizedMatrix
-from beacon_jax.report import Coverage, LayerReport
+from beacon_jax.report import Coverage, LayerReport, aligned
 from beacon_jax.spec import LayerPlan, QuantSpec
 
 
@@ -37,10 +37,7 @@ class QuantizedModel:
     def summary(self) -> str:
         """A table of the layers: method, alphabet, rows, errors, seconds; below it the shares that are quantized."""
         head = ("layer", "shape", "method", "alphabet", "rows", "error", "least cosine", "Gram s", "solve s", "note")
-        rows = [head, *(_row(report) for report in self.reports)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        lines = ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([*lines, self.coverage.summary()])
+        return "\n".join([*aligned([head, *(_row(report) for report in self.reports)]), self.coverage.summary()])
 
 
 def _row(report: LayerReport) -> tuple[str, ...]:

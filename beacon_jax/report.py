@@ -105,10 +105,13 @@ class Coverage:
 
     def __str__(self) -> str:
         head = ("parameter", "shape", "quantized", "method", "alphabet", "rows", "error", "left because")
-        rows = [head, *(_row(leaf) for leaf in self.leaves)]
-        widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-        lines = ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([*lines, self.summary()])
+        return "\n".join([*aligned([head, *(_row(leaf) for leaf in self.leaves)]), self.summary()])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A line of each row, its cells in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _row(leaf: LeafCoverage) -> tuple[str, ...]:

@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from beacon_jax.quant.side_by_side import cores
+
 CPUINFO = Path("/proc/cpuinfo")
 # As XLA names them in --xla_cpu_max_isa, in its order, each with the flag by which Linux says that a processor has it.
 LEVELS = {
@@ -50,7 +52,7 @@ def _cores(environment: Mapping[str, str]) -> int:
     for name in ("PJRT_NPROC", "NPROC"):  # by which its runtime goes
         if environment.get(name, "").isdigit():
             return int(environment[name])
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores()
 
 
 def xla_flags(environment: Mapping[str, str] = os.environ) -> str:

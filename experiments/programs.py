@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -117,12 +118,5 @@ class Programs:
 def _shapes(args) -> str:
     """The shapes of the largest arguments, in the order in which they come."""
     shapes = [a.shape for a in args if len(a.shape) > 1]
-    largest = sorted(set(shapes), key=lambda shape: -_size(shape))[:2]
+    largest = sorted(set(shapes), key=lambda shape: -math.prod(shape))[:2]
     return ", ".join("×".join(map(str, shape)) for shape in dict.fromkeys(shapes) if shape in largest)
-
-
-def _size(shape):
-    size = 1
-    for n in shape:
-        size *= n
-    return size

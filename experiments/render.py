@@ -182,15 +182,10 @@ KINDS = (
 )
 
 
-def _levels(alphabet: str) -> np.ndarray:
-    """Of an alphabet's name, or of its levels as `grid.alphabet_name` joins them."""
-    return make_alphabet([float(level) for level in alphabet.split(",")] if "," in alphabet else alphabet)
-
-
 def _kind(alphabet: str) -> int:
     if alphabet.startswith(mixed.PREFIX):
         return 3
-    levels = _levels(alphabet)
+    levels = make_alphabet(alphabet)
     if not np.any(levels == 0):
         return 0
     return 1 if is_symmetric(levels) else 2
@@ -199,7 +194,7 @@ def _kind(alphabet: str) -> int:
 def _bits(alphabet: str) -> float:
     if alphabet.startswith(mixed.PREFIX):
         return float(alphabet.removeprefix(mixed.PREFIX))
-    return math.log2(_levels(alphabet).size)
+    return math.log2(make_alphabet(alphabet).size)
 
 
 def _line(axes, results: list[Result], alphabets: list[str], look: int, value) -> None:

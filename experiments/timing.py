@@ -5,7 +5,6 @@ Letters as in beacon_jax/quant/beacon.py: a layer has a kernel W (N, C), float i
 
 import dataclasses
 import functools
-import os
 import platform
 import resource
 import statistics
@@ -23,6 +22,7 @@ from jax import lax
 from jax.scipy.linalg import solve_triangular
 
 from beacon_jax import METHODS, GramStats, make_alphabet
+from beacon_jax.quant.side_by_side import cores
 
 FORMS = ("sums", "products")
 SWEEPS = 6
@@ -165,7 +165,7 @@ def machine() -> dict[str, Any]:
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "platform": platform.platform(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus": cores(),
         "python": platform.python_version(),
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,

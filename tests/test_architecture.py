@@ -69,7 +69,7 @@ ALLOWED = {  # folder or file -> what of beacon_jax it may import
     "bit_budget.py": {"graph", "pipeline", "quant", "spec"},
     "bit_widths.py": {
         "batches", "bit_budget", "calibration", "devices", "execution", "float_stats", "frameworks", "graph",
-        "knapsack", "leaves", "output_change", "pipeline", "quantized_leaves", "quantized_model", "spec"
+        "knapsack", "leaves", "output_change", "pipeline", "quantized_leaves", "quantized_model", "report", "spec"
     },
 }  # fmt: skip
 

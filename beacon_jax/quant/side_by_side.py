@@ -29,12 +29,14 @@ def part_size(kernel: jax.Array) -> int | None:
     return PART if kernel.shape[1] >= 2 * PART else None
 
 
-def side_by_side(solve: Callable[..., Any], size: int, *arrays: jax.Array) -> Any:
-    """`solve` of `size` channels of (…, C) arrays at a time, as many parts at once as there are cores.
+def side_by_side(solve: Callable[..., Any], size: int | None, *arrays: jax.Array) -> Any:
+    """`solve` of `size` channels of (…, C) arrays at a time, as many parts at once as there are cores; of all for None.
 
     solve: (…, size) arrays → pytree of (…, size) arrays; the last channel is repeated to fill the last part. Returns
     (…, C) arrays, on the first one's device.
     """
+    if size is None:
+        return solve(*arrays)
     first = arrays[0]
     channels, device = first.shape[-1], next(iter(first.devices()))
     size = min(size, channels)
@@ -47,7 +49,7 @@ def side_by_side(solve: Callable[..., Any], size: int, *arrays: jax.Array) -> An
             own = [jnp.asarray(a[..., i * size : (i + 1) * size]) for a in whole]
             return jax.tree.map(np.asarray, solve(*own))
 
-    with ThreadPoolExecutor(min(count, _cores())) as pool:
+    with ThreadPoolExecutor(min(count, cores())) as pool:
         found = list(pool.map(part, range(count)))
     with jax.default_device(device):
         return jax.tree.map(lambda *parts: jnp.asarray(np.concatenate(parts, axis=-1)[..., :channels]), *found)
@@ -57,5 +59,6 @@ def _filled(a, channels):
     return np.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, channels - a.shape[-1])], mode="edge")
 
 
-def _cores() -> int:
+def cores() -> int:
+    """The CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

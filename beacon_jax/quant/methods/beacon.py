@@ -106,7 +106,7 @@ def solve(problem: Problem, options: BeaconOptions) -> Found:
     def solved(W):
         return solve_codes(W, grams, levels, **how)
 
-    codes, facts = solved(W) if size is None else side_by_side(solved, size, W)
+    codes, facts = side_by_side(solved, size, W)
     return Found(codes, facts.pop("scale"), offset, info=facts)
 
 

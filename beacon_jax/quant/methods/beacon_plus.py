@@ -158,7 +158,7 @@ def solve(problem: Problem, options: BeaconPlusOptions) -> Found:
     scales = _scan(objective, levels, SCAN_FEW if few else SCAN, both_signs=both_signs)
     if options.start == "greedy":
         how = dict(sweeps=options.sweeps, both_signs=both_signs, **run)
-        codes, facts = beacon.solve_codes(W, objective.grams, levels, **how)
+        codes, facts = side_by_side(lambda W: beacon.solve_codes(W, objective.grams, levels, **how), size, W)
         q = levels.at(codes)
         best, fixed = (q, _loss(objective, q)), facts["fixed_point"]
         history.append(best[1])
@@ -305,8 +305,6 @@ def _by_channels(function, objective, chunk, *arrays):
 
 def _in_parts(function, size, objective, *arrays):
     """function(objective, *arrays) for parts of so many channels, side by side; for all at once where size is None."""
-    if size is None:
-        return function(objective, *arrays)
     return side_by_side(*_of_channels(function, objective, arrays, size))
 
 
