@@ -78,8 +78,11 @@ def _product(M: jax.Array, values: jax.Array) -> jax.Array:
 
 
 class _Beam:
-    """The steps of a beam of C channels. Each result that several others need is stored in `scratch`, as XLA would
-    otherwise repeat its computation in all of them.
+    """The steps of a beam of C channels.
+
+    Each result that several others need is stored in `scratch`, as XLA would otherwise repeat its computation in all of
+    them; so is each row of a larger array before it is used, because XLA's loops over an array that starts at an index
+    found at run time are not vectorized on a CPU.
     """
 
     def __init__(self, levels: Levels, width: int, channels: int, dtype):
@@ -88,16 +91,17 @@ class _Beam:
         self.mask = 2 * width - 1  # low bits of an error that hold the candidate's number
 
     def scratch(self) -> dict[str, jax.Array]:
-        def buffer(lanes, dtype):
-            return jnp.zeros((lanes + 1, self.channels), dtype)  # one more, or XLA sees that all of it is replaced
+        def buffers(dtype, lanes, *names):
+            # One lane more, or XLA sees that all of it is replaced.
+            return {name: jnp.zeros((lanes + 1, self.channels), dtype) for name in names}
 
         n = self.width
         return {
-            "weight": buffer(n, self.dtype),
-            "lower": buffer(n, CODE),
-            "keys": buffer(2 * n, self.key),
-            "rank": buffer(2 * n, CODE),
-            "kept": buffer(n, self.key),
+            **buffers(self.dtype, n, "missing", "own", "weight"),
+            **buffers(CODE, n, "lower", "parent", "code"),
+            **buffers(CODE, 2 * n, "rank"),
+            **buffers(self.key, n, "kept"),
+            **buffers(self.key, 2 * n, "keys"),
         }
 
     def lanes(self) -> jax.Array:
@@ -129,42 +133,50 @@ class _Beam:
         def visit_row(t, carry):
             chosen, errors, lane, scratch = carry
             among = row(square, t)  # strictly lower, so what is not chosen yet counts nothing
-            x = row(rows, t)[None, :] - pick(row(products, t), lane)
-            x = x - sum(among[j] * self.levels.at(chosen[j]) for j in range(inner))
-            errors, parent, code, scratch = self.choose(x, row(weight, t), errors, scratch)
-            return put(pick(chosen, parent), code[None], t), errors, pick(lane, parent), scratch
+            store = _Store(scratch, row(weight, t))
+            x = store("missing", row(rows, t)[None, :] - row(products, t))
+            x = store("own", pick(x, lane))
+            x = store("weight", x - sum(among[j] * self.levels.at(chosen[j]) for j in range(inner)))
+            errors, parent, code = self.choose(x, row(weight, t), errors, store)
+            here = (jnp.arange(inner) == t)[:, None, None]
+            chosen = jnp.where(here, code[None], pick(chosen, parent))
+            return chosen, errors, pick(lane, parent), store.scratch
 
         chosen = jnp.zeros((inner, self.width, self.channels), CODE)
         return lax.fori_loop(0, inner, visit_row, (chosen, errors, self.lanes(), scratch))
 
-    def choose(self, x, weight, errors, scratch):
+    def choose(self, x, weight, errors, store):
         """The best lanes after the next coordinate, whose weights are x (width, C): their errors, parents and codes."""
         width, levels = self.width, self.levels
         number = jnp.arange(width, dtype=self.key)[:, None]
-        # A zero that XLA does not know, so that it does not see through what is stored; of a number that all channels
-        # have, or devices that have other channels would have to be asked.
-        zero = jnp.isnan(weight).astype(int)
-        scratch = dict(scratch)
-
-        def stored(name, value):
-            scratch[name] = put(scratch[name], value, zero)
-            return take(scratch[name], zero, value.shape[0])
-
-        x = stored("weight", x)
-        lower = stored("lower", levels.lower_index(x).astype(CODE))
+        lower = store("lower", levels.lower_index(x).astype(CODE))
 
         def candidates(code, first):
             error = errors + weight * jnp.square(x - levels.at(code))
             return lax.bitcast_convert_type(error, self.key) & ~self.mask | (number + first)
 
-        scratch["keys"] = put(scratch["keys"], candidates(lower, 0), zero)
-        scratch["keys"] = put(scratch["keys"], candidates(lower + 1, width), zero + width)
-        keys = take(scratch["keys"], zero, 2 * width)
-        rank = stored("rank", sum((keys[i : i + 1] < keys).astype(CODE) for i in range(2 * width)))
+        store("keys", candidates(lower, 0))
+        keys = store("keys", candidates(lower + 1, width), start=width)
+        rank = store("rank", sum((keys[i : i + 1] < keys).astype(CODE) for i in range(2 * width)))
         kept = jnp.zeros((width, self.channels), self.key)
         for i in range(2 * width):
             kept = jnp.where(rank[i : i + 1] == number, keys[i : i + 1], kept)
-        kept = stored("kept", kept)
-        parent = (kept & (width - 1)).astype(CODE)
-        code = pick(lower, parent) + ((kept & width) != 0).astype(CODE)
-        return lax.bitcast_convert_type(kept & ~self.mask, self.dtype), parent, code, scratch
+        kept = store("kept", kept)
+        parent = store("parent", (kept & (width - 1)).astype(CODE))
+        code = store("code", pick(lower, parent) + ((kept & width) != 0).astype(CODE))
+        return lax.bitcast_convert_type(kept & ~self.mask, self.dtype), parent, code
+
+
+class _Store:
+    """Puts values (lanes, C) into the buffers of a beam's scratch, for one row."""
+
+    def __init__(self, scratch: dict[str, jax.Array], weight: jax.Array):
+        self.scratch = dict(scratch)
+        # A zero that XLA does not know, so that it does not see through what is stored; of a number that all channels
+        # have, or devices that have other channels would have to be asked.
+        self.zero = jnp.isnan(weight).astype(int)
+
+    def __call__(self, name: str, value: jax.Array, start: int = 0) -> jax.Array:
+        """What the buffer now holds up to the end of the value, which lies in it from `start` on."""
+        self.scratch[name] = put(self.scratch[name], value, self.zero + start)
+        return self.scratch[name][: start + value.shape[0]]
