@@ -14,6 +14,7 @@ from jax import lax
 
 from beacon_jax.quant.alphabets import Levels
 from beacon_jax.quant.decoding import Decoder
+from beacon_jax.quant.store import Store, buffer
 from beacon_jax.quant.sweep import INNER, even_block, pad_rows, pad_square, prefix_product, put, row, take
 
 CODE = jnp.uint8
@@ -80,9 +81,7 @@ def _product(M: jax.Array, values: jax.Array) -> jax.Array:
 class _Beam:
     """The steps of a beam of C channels.
 
-    Each result that several others need is stored in `scratch`, as XLA would otherwise repeat its computation in all of
-    them; so is each row of a larger array before it is used, because XLA's loops over an array that starts at an index
-    found at run time are not vectorized on a CPU.
+    What several others need, and each row of a larger array, is stored in `scratch` first (see store.py).
     """
 
     def __init__(self, levels: Levels, width: int, channels: int, dtype):
@@ -92,8 +91,7 @@ class _Beam:
 
     def scratch(self) -> dict[str, jax.Array]:
         def buffers(dtype, lanes, *names):
-            # One lane more, or XLA sees that all of it is replaced.
-            return {name: jnp.zeros((lanes + 1, self.channels), dtype) for name in names}
+            return {name: buffer((lanes, self.channels), dtype) for name in names}
 
         n = self.width
         return {
@@ -133,14 +131,14 @@ class _Beam:
         def visit_row(t, carry):
             chosen, errors, lane, scratch = carry
             among = row(square, t)  # strictly lower, so what is not chosen yet counts nothing
-            store = _Store(scratch, row(weight, t))
+            store = Store(scratch, row(weight, t))
             x = store("missing", row(rows, t)[None, :] - row(products, t))
             x = store("own", pick(x, lane))
             x = store("weight", x - sum(among[j] * self.levels.at(chosen[j]) for j in range(inner)))
             errors, parent, code = self.choose(x, row(weight, t), errors, store)
             here = (jnp.arange(inner) == t)[:, None, None]
             chosen = jnp.where(here, code[None], pick(chosen, parent))
-            return chosen, errors, pick(lane, parent), store.scratch
+            return chosen, errors, pick(lane, parent), store.buffers
 
         chosen = jnp.zeros((inner, self.width, self.channels), CODE)
         return lax.fori_loop(0, inner, visit_row, (chosen, errors, self.lanes(), scratch))
@@ -165,18 +163,3 @@ class _Beam:
         parent = store("parent", (kept & (width - 1)).astype(CODE))
         code = store("code", pick(lower, parent) + ((kept & width) != 0).astype(CODE))
         return lax.bitcast_convert_type(kept & ~self.mask, self.dtype), parent, code
-
-
-class _Store:
-    """Puts values (lanes, C) into the buffers of a beam's scratch, for one row."""
-
-    def __init__(self, scratch: dict[str, jax.Array], weight: jax.Array):
-        self.scratch = dict(scratch)
-        # A zero that XLA does not know, so that it does not see through what is stored; of a number that all channels
-        # have, or devices that have other channels would have to be asked.
-        self.zero = jnp.isnan(weight).astype(int)
-
-    def __call__(self, name: str, value: jax.Array, start: int = 0) -> jax.Array:
-        """What the buffer now holds up to the end of the value, which lies in it from `start` on."""
-        self.scratch[name] = put(self.scratch[name], value, self.zero + start)
-        return self.scratch[name][: start + value.shape[0]]

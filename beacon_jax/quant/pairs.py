@@ -13,6 +13,7 @@ from beacon_jax.quant.alphabets import Levels
 from beacon_jax.quant.objective import Objective
 from beacon_jax.quant.precision import tie_tolerance
 from beacon_jax.quant.products import matmul
+from beacon_jax.quant.store import Store, buffer
 from beacon_jax.quant.sweep import pad_rows, pad_square, take
 
 AT_A_TIME = 32  # coordinates, of which each channel makes the best move before the next ones are looked at
@@ -72,23 +73,27 @@ def _best_of_each(stripe, c, steps, costs, at):
     factors = [2 * jnp.square(c)[None, :] * s for s in own_steps]
     C = c.shape[0]
 
-    def look(k, least):
-        first = k * PARTNERS
-        P = take(stripe, first, PARTNERS, axis=1)
+    def look(k, carry):
+        least, buffers = carry
+        store, first = Store(buffers, stripe[0, 0]), k * PARTNERS
+        P = store("P", take(stripe, first, PARTNERS, axis=1).T)
         partners = [
-            (take(s, first, PARTNERS), take(cost, first, PARTNERS)) for s, cost in zip(steps, costs, strict=True)
+            [store(f"{name} {i}", take(a, first, PARTNERS)) for name, a in (("step", step), ("cost", cost))]
+            for i, (step, cost) in enumerate(zip(steps, costs, strict=True))
         ]
         out = []
         for factor, low in zip(factors, least, strict=True):
             for p in range(PARTNERS):
-                cross = P[:, p, None] * factor
-                for s, cost in partners:
-                    low = jnp.minimum(low, cost[p][None, :] + s[p][None, :] * cross)
+                cross = P[p][:, None] * factor
+                for step, cost in partners:
+                    low = jnp.minimum(low, cost[p][None, :] + step[p][None, :] * cross)
             out.append(low)
-        return tuple(out)
+        return tuple(out), store.buffers
 
     start = (jnp.full((T, C), jnp.inf, c.dtype),) * 2
-    least = lax.fori_loop(0, stripe.shape[1] // PARTNERS, look, start)
+    buffers = {f"{name} {i}": buffer((PARTNERS, C), c.dtype) for name in ("step", "cost") for i in range(2)}
+    buffers["P"] = buffer((PARTNERS, T), c.dtype)
+    least, _ = lax.fori_loop(0, stripe.shape[1] // PARTNERS, look, (start, buffers))
     up, down = (low + take(cost, at, T) for low, cost in zip(least, costs, strict=True))
     return jnp.minimum(up, down), jnp.where(up <= down, *own_steps)
 
