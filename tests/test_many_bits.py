@@ -1,5 +1,6 @@
 """At 5 to 8 bit beacon_plus is never worse than rounding: every layer of every model that we trained."""
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from beacon_jax import FloatStats, QuantSpec, load_params, quantize
 from beacon_jax.models.vit import create_vit
 from experiments.tasks.cnn import load_network
 from experiments.tasks.language import load_language_model
+from experiments.tasks.minilm import PACKAGE, load_encoder, minilm_folder
 
 CHECKPOINTS = Path(__file__).parents[1] / "experiments" / "checkpoints"
 
@@ -23,10 +25,18 @@ def decoder(_):
     return (lambda p, ids: model.apply({"params": p}, ids)), params
 
 
+def sentence_encoder(_):
+    if importlib.util.find_spec(PACKAGE) is None:
+        pytest.skip(f"the weights of MiniLM are not there ({PACKAGE})")
+    encoder = load_encoder(minilm_folder())
+    return encoder.apply, encoder.params
+
+
 def batch_of(name, rng):
     """Smooth noise, or any tokens: the claim is of every input."""
-    if name == "language":
-        return rng.integers(0, 1024, size=(16, 64)).astype(np.int32)
+    if name in ("language", "minilm"):
+        ids = rng.integers(0, 1024, size=(16, 64)).astype(np.int32)
+        return ids if name == "language" else {"ids": ids, "mask": np.ones_like(ids)}
     size, channels = (8, 1) if name == "digits" else (32, 3)
     images = rng.normal(size=(64, size, size, channels)).cumsum(1).cumsum(2)
     return (images / images.std()).astype(np.float32)
@@ -34,11 +44,12 @@ def batch_of(name, rng):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("alphabet", ["5", "6", "7", "8"])
-@pytest.mark.parametrize("name", ["digits", "cifar10", "cifar10_cnn", "language"])
+@pytest.mark.parametrize("name", ["digits", "cifar10", "cifar10_cnn", "language", "minilm"])
 def test_never_worse_than_rounding(rng, name, alphabet):
     load = {
         "cifar10_cnn": lambda name: load_network("cnn_cifar10", CHECKPOINTS / f"{name}.safetensors"),
         "language": decoder,
+        "minilm": sentence_encoder,
     }
     apply, params = load.get(name, vit)(name)
     batches, stats, errors = [batch_of(name, rng)], FloatStats(), []
