@@ -169,9 +169,9 @@ def get_config() -> ConfigDict:
     config.train.weight_decay = 0.05  # on the kernels (with muon, on those that it trains)
     config.train.label_smoothing = 0.1
     config.train.augmentation = "affine"  # or flip_crop, which uses only the shift
-    config.train.shift = 0.5  # uniform in ±: pixels,
-    config.train.rotate = 10.0  # degrees,
-    config.train.zoom = 0.1  # and fraction of the size
+    config.train.shift = 0.5  # pixels, uniform in ±
+    config.train.rotate = 10.0  # degrees, uniform in ±
+    config.train.zoom = 0.1  # of the size, uniform in ±
     config.train.save_every = 500  # steps between two saves of the whole state
     config.train.float_checkpoint = ""  # where the trained parameters go
     return config

@@ -271,7 +271,7 @@ def run(sizes: Sizes, out: Path, parts=tuple(PARTS)) -> str:
     """Measures the parts one after another and writes all files after each; returns the Markdown."""
     out.mkdir(parents=True, exist_ok=True)
     result = {"machine": machine(), "sizes": dataclasses.asdict(sizes), "parts": {}, "peak_memory": {}}
-    bar = tqdm(parts, desc="benchmark", unit="part")
+    bar = tqdm(parts, desc="benchmark", unit="part", disable=None)
     for name in bar:
         bar.set_postfix_str(name)
         result["parts"][name] = PARTS[name](sizes)

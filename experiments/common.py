@@ -18,7 +18,7 @@ from beacon_jax import Execution, make_mesh, run_packed
 from beacon_jax.devices import Placement
 from beacon_jax.execution import run_in
 from configs import base
-from experiments import hosts
+from experiments import config_help, hosts
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Experiment configuration, such as configs/digits.py.")
 _CACHE = flags.DEFINE_string(
@@ -70,11 +70,12 @@ def _end(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def run(main) -> None:
+def run(main, *, configured: bool = True) -> None:
     """Runs main(argv). An error that a user can meet ends it with one sentence, and a traceback with --verbosity=1.
 
     Exit codes: 2 for wrong input, 1 for a failure (a full disk, memory, a run that was stopped, an error of ours).
-    SIGTERM, the notice that a pre-empted machine gets, ends it in order, so that temporary files are removed.
+    SIGTERM, the notice that a pre-empted machine gets, ends it in order, so that temporary files are removed. --help
+    shows the keys of --config, too, where the script reads one (`configured`).
     """
 
     def parse(argv):
@@ -82,6 +83,12 @@ def run(main) -> None:
             return flags.FLAGS([_HOME.sub(r"\1" + os.path.expanduser("~"), word) for word in argv])
         except flags.Error as error:
             _end(str(error), WRONG_INPUT)
+        except SystemExit:  # the flags were shown, in a way that counts as a failure
+            if not config_help.asked(argv):
+                raise
+            if configured:
+                print(f"\n{config_help.config_help()}")
+            sys.exit(0)
         except (AttributeError, KeyError, TypeError) as error:  # what ml_collections raises for a key of --config
             _end(f"--config has no such key, or one of another type: {error}", WRONG_INPUT)
 

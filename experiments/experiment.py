@@ -56,6 +56,7 @@ class Experiment:
             def on_layer(report, matrix, total):
                 store.save(report, matrix)
                 bar.total = total
+                bar.set_postfix_str(f"{report.layer}, error {report.output_error:.2e}", refresh=False)
                 bar.update()
 
             done = quantize(

@@ -62,7 +62,7 @@ def compute(
     """Computes what is missing of `results`, and adds it there and to the file; returns what failed."""
     task = experiment.task
     groups, failures = grouped(cell for cell in grid if cell.key not in results), []
-    with tqdm(desc="results", unit="result", total=sum(map(len, groups))) as bar:
+    with tqdm(desc="results", unit="result", total=sum(map(len, groups)), disable=None) as bar:
         for group in groups:
             name = f"{group[0].row}, {group[0].alphabet} bit" if group[0].quant else group[0].row
             bar.set_postfix_str(name)

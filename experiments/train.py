@@ -157,7 +157,7 @@ def fit(config, progress: Progress):
     optimizer = make_optimizer(network.muon, train, params, steps)
     step = make_step(network, optimizer, train)
     params, state, done = progress.load(params, {"optimizer": optimizer.init(params), "statistics": statistics})
-    with tqdm(desc="train", unit="step", initial=done, total=train.epochs * steps) as bar:
+    with tqdm(desc="train", unit="step", initial=done, total=train.epochs * steps, disable=None) as bar:
         for number in range(done, train.epochs * steps):
             epoch, i = divmod(number, steps)
             if number == done or i == 0:

@@ -93,7 +93,7 @@ def fit(config, documents: list[list[int]], progress: Progress, report=None):
     optimizer = make_optimizer(muon, train, params, steps)
     step = make_step(model, optimizer)
     params, state, done = progress.load(params, optimizer.init(params))
-    with tqdm(desc="train", unit="step", initial=done, total=train.epochs * steps, mininterval=5) as bar:
+    with tqdm(desc="train", unit="step", initial=done, total=train.epochs * steps, mininterval=5, disable=None) as bar:
         for number in range(done, train.epochs * steps):
             epoch, i = divmod(number, steps)
             if number == done or i == 0:

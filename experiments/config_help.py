@@ -1,0 +1,66 @@
+"""The keys of a configuration with their comments, for --help: read from the source of configs/base.py."""
+
+import inspect
+import re
+import textwrap
+from collections.abc import Iterable, Iterator
+
+from configs import base
+from experiments.methods import method_options
+
+WORDS = {f"{dashes}{word}" for dashes in ("-", "--") for word in ("help", "helpshort", "helpfull")}
+OPTIONS, ROWS = "quant.options", "rows"
+_ASSIGNED = re.compile(r"config\.([\w.]+) = (.*?)(?:  # (.*))?")
+
+
+def asked(argv: Iterable[str]) -> bool:
+    """Whether a command line asks for help."""
+    return not WORDS.isdisjoint(argv)
+
+
+def config_help() -> str:
+    """Each key in the order of configs/base.py with its comment and default there, and the options of the methods."""
+    lines = ["configuration (with the defaults of configs/base.py; the file that --config names may have others):"]
+    for key, is_group, before, comment in _keys():
+        if is_group:
+            lines += ["", *_wrapped(before, "  ")]
+            continue
+        said = ": ".join(filter(None, (f"--config.{key}", comment or before)))
+        lines += _wrapped(f"{said} (default: {_at(key)!r})")
+    rows = ", ".join(sorted(base.get_config()[ROWS]))
+    return "\n".join([*lines, "", *_options(), "", *_wrapped(f"rows that config.table.rows may name: {rows}")])
+
+
+def _keys() -> Iterator[tuple[str, bool, str, str]]:
+    """(key, whether it has keys of its own, the comment before its line, the comment in it), but for the rows."""
+    before: list[str] = []
+    for line in map(str.strip, inspect.getsource(base.get_config).splitlines()):
+        if line.startswith("# "):
+            before.append(line[2:])
+            continue
+        match = _ASSIGNED.fullmatch(line)
+        if match and match[1] != OPTIONS and match[1].split(".")[0] != ROWS:
+            yield match[1], match[2] == "ConfigDict()", " ".join(before), match[3] or ""
+        before = []
+
+
+def _options() -> list[str]:
+    methods: dict[tuple[str, str], list[str]] = {}
+    for method, own in method_options().items():
+        for name, field in own.items():
+            methods.setdefault((name, field.metadata["help"]), []).append(method)
+    lines = ["  options of the methods; what is not given is the method's own default:"]
+    for (name, said), having in methods.items():
+        lines += _wrapped(f"--config.{OPTIONS}.{name}: {said} ({', '.join(having)})")
+    return lines
+
+
+def _at(key: str):
+    value = base.get_config()
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def _wrapped(text: str, first: str = "  ") -> list[str]:
+    return textwrap.wrap(text, 118, initial_indent=first, subsequent_indent=first + "    ")

@@ -1,0 +1,36 @@
+from configs import base
+from experiments.config_help import OPTIONS, ROWS, asked, config_help
+from experiments.methods import method_options
+
+
+def flat(config, prefix=""):
+    for key, value in config.items():
+        if hasattr(value, "to_dict"):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def test_has_every_key_with_its_default():
+    told = " ".join(config_help().split())
+    for key, value in flat(base.get_config()):
+        if key.startswith(f"{ROWS}."):
+            assert key.split(".")[1] in told
+        elif not key.startswith(f"{OPTIONS}."):
+            line = told.split(f"--config.{key}")[1].split(" --config.")[0]
+            assert f"(default: {value!r})" in line
+    assert "--config.quant.alphabet: a name, such as 1.58" in told  # the comment in its line
+    assert "--config.task: The function of this config that makes" in told  # and before it
+
+
+def test_has_every_option_with_its_methods():
+    told = " ".join(config_help().split())
+    for method, options in method_options().items():
+        for name, field in options.items():
+            part = told.split(f"--config.{OPTIONS}.{name}: {field.metadata['help']} (")[1]
+            assert method in part.split(")")[0].split(", ")
+
+
+def test_is_asked_for():
+    assert asked(["tables.py", "--help"]) and asked(["tables.py", "-helpfull"])
+    assert not asked(["tables.py", "--config.out=help"])
