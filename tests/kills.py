@@ -19,7 +19,7 @@ from pathlib import Path
 from beacon_jax.models import decoder
 from configs import base  # noqa: F401 (imported once, before the processes that are killed are forked)
 from experiments import ablation, common, quantize, tables, train, train_language
-from tests.test_task import MODULE
+from tests.own_task import MODULE
 
 TINY = [
     "--config=configs/base.py",

@@ -7,23 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from beacon_jax import METHODS, QuantSpec, quantize
-from beacon_jax.quant.methods import rtn
-from beacon_jax.quant.methods.table import Method
-from tests.zoo import (
-    by_hand,
-    linen_attention,
-    linen_basic,
-    linen_conv,
-    linen_lifted,
-    linen_recurrent,
-    naive,
-    nnx_models,
-    other,
-)
-from tests.zoo.registry import MODELS
+from beacon_jax import QuantSpec, quantize
+from tests.spy import spied
+from tests.zoo import by_hand, linen_basic, naive
+from tests.zoo.models import MODELS
 
-FILES = (linen_basic, linen_conv, linen_attention, linen_recurrent, linen_lifted, nnx_models, other)
 pytestmark = pytest.mark.filterwarnings("ignore:SelfAttention will be deprecated:DeprecationWarning")
 
 
@@ -47,23 +35,6 @@ ALIKE = (
 every_model = parametrized([name for name in MODELS if name not in ALIKE])
 # Calibration on the float model alone takes all layers of a stage in one pass.
 some_models = parametrized(("linen_encoder_block", "linen_shared_dense_three_times", "nnx_cnn_with_batch_norm"))
-
-
-def spied(model, calibrate_on="both", **arguments):
-    """(result, [(kernel, H, G, F, count) of each group that the method was given]) with 4 bit and round to nearest."""
-    seen = []
-
-    class Spy(Method):
-        def solve(self, kernel, stats, alphabet, **options):
-            arrays = kernel, stats.H, stats.G, stats.F, stats.count
-            arrays = [np.asarray(a, np.float64) for a in arrays]
-            seen.extend(zip(*arrays, strict=True) if kernel.ndim == 3 else [tuple(arrays)])
-            return super().solve(kernel, stats, alphabet, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(METHODS, "spy", Spy("spy", rtn.RTNOptions, rtn.solve))
-        spec = QuantSpec(method="spy", alphabet="4", calibrate_on=calibrate_on, allow_few_rows=True)
-        return quantize(model.apply, model.params, model.batches, spec, **arguments), seen
 
 
 @functools.cache

@@ -102,3 +102,13 @@ def test_imports_run_one_way(path):
     assert not at_import & {"tensorflow", "torch", "sklearn", "tensorflow_datasets", "PIL"}
     if name.parts[0] in ("quant", "graph"):
         assert not others & {"flax", "optax", "safetensors", "sklearn"}
+
+
+TESTS = Path(__file__).parent
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda p: str(p.relative_to(TESTS)))
+def test_no_test_imports_another(path):
+    """What several need is in a file of its own."""
+    found = imports(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    assert not [name for name in found if name.startswith("tests.") and ".test_" in name]

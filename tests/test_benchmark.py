@@ -8,6 +8,7 @@ import pytest
 
 from beacon_jax import METHODS, make_alphabet
 from experiments import benchmark, timing
+from tests.pictures import assert_is_a_plot
 
 # Few shapes, those of the model's layers, since compilation takes the time.
 TINY = benchmark.Sizes(
@@ -75,7 +76,7 @@ def test_a_run_writes_tables_numbers_and_plot(tmp_path):
     markdown = benchmark.run(TINY, tmp_path / "new")
     result = json.loads((tmp_path / "new" / "benchmark.json").read_text())
     assert (tmp_path / "new" / "benchmark.md").read_text() == markdown
-    assert (tmp_path / "new" / "growth.png").read_bytes().startswith(b"\x89PNG")
+    assert_is_a_plot(tmp_path / "new" / "growth.png")
     assert {"backend", "device", "cpus", "jax", "jaxlib", "flax"} <= set(result["machine"])
     parts = result["parts"]
     assert list(parts) == list(result["peak_memory"]) == ["solvers", "dense", "gram", "pipeline", "growth", "llm"]

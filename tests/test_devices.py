@@ -16,12 +16,12 @@ import pytest
 from beacon_jax import METHODS, Execution, GramStats, QuantSpec, quantize
 from beacon_jax.devices import Placement, make_mesh
 from beacon_jax.quant.alphabets import Levels, make_alphabet
-from beacon_jax.quant.methods import beacon, rtn
-from beacon_jax.quant.methods.table import Method
+from beacon_jax.quant.methods import beacon
 from beacon_jax.streams import ActivationStream
 from experiments import hosts
 from tests.quant.problems import gram, make_problem
-from tests.test_pipeline import MODEL, blocks
+from tests.spy import SPY, spy
+from tests.tiny_vit import MODEL, blocks
 
 OPTIONS = {
     "beacon": {"sweeps": 2},
@@ -108,9 +108,9 @@ def test_float32_on_many_devices_is_as_good(calibrate_on, shape):
     one = quantize(MODEL, params, batches, spec)
     many = quantize(MODEL, params, batches, spec, execution=Execution(mesh=make_mesh(*shape)))
     same = [np.mean(many.layers[name].codes == matrix.codes) for name, matrix in one.layers.items()]
-    assert same[0] >= 0.9 and (calibrate_on == "both" or min(same) >= 0.9)  # a channel or two of 16
+    assert same[0] >= 0.97 and (calibrate_on == "both" or min(same) >= 0.97)  # mostly all of them
     for a, b in zip(one.reports, many.reports, strict=True):
-        np.testing.assert_allclose(b.output_error, a.output_error, rtol=0.1)
+        np.testing.assert_allclose(b.output_error, a.output_error, rtol=0.02)
 
 
 def test_double_precision_makes_codes_the_same_on_any_devices(x64):
@@ -151,19 +151,13 @@ class SelfAttention(nn.Module):
         return nn.Dense(3, name="out")(jnp.tanh(q * k) + v)
 
 
-def test_layers_of_one_input_share_a_pass(rng, monkeypatch):
+def test_layers_of_one_input_share_a_pass(rng):
     """Here q, k and v; their statistics are the very same arrays."""
-    seen = []
-
-    class Spy(Method):
-        def solve(self, kernel, stats, alphabet, **options):
-            seen.append(stats)
-            return super().solve(kernel, stats, alphabet, **options)
-
-    monkeypatch.setitem(METHODS, "spy", Spy("spy", rtn.RTNOptions, rtn.solve))
     batches = [rng.normal(size=(16, 5)).astype(np.float32)]
     params = jax.jit(SelfAttention().init)(jax.random.key(0), batches[0])["params"]
-    result = quantize(SelfAttention(), params, batches, QuantSpec(method="spy", layers=".*"))
+    with spy() as given:
+        result = quantize(SelfAttention(), params, batches, QuantSpec(method=SPY, layers=".*"))
+    seen = [layer.stats for layer in given]
     assert [r.layer for r in result.reports] == ["q", "k", "v", "out"]
     assert seen[0] is seen[1] is seen[2] and seen[3].width == 6
     np.testing.assert_allclose(seen[0].H, GramStats.zeros(5).update(batches[0]).H, rtol=1e-6)

@@ -5,15 +5,15 @@ import pytest
 
 from beacon_jax import METHODS, QuantSpec, evaluate, load_params, quantize
 from beacon_jax.evaluate import reference_of
+from configs.digits import get_config
 from experiments.task import make_task
-from tests.test_experiments import digits_config
 
 BLOCKS = r"blocks_\d+/.*"
 
 
 @pytest.fixture(scope="module")
 def digits():
-    config = digits_config()
+    config = get_config()
     task = make_task(config)
     apply = jax.jit(task.apply)
     return config, task, lambda params: lambda batch: apply(params, batch)

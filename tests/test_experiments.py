@@ -25,13 +25,10 @@ from experiments.files import evaluated, export
 from experiments.grid import TUNED
 from experiments.lines import append_line
 from experiments.task import make_task
-from tests.models.test_convert import timm_state
+from tests.models.vits import timm_state
+from tests.pictures import assert_is_a_plot
 
 SMALL = ("--config.data.calibration_images=16", "--config.data.test_images=100", "--config.data.batch_size=64")
-
-
-def digits_config():
-    return digits.get_config()
 
 
 def run(script, *arguments, fails=False):
@@ -61,7 +58,7 @@ def test_table_is_resumed_and_rendered(tmp_path):
     assert all(r["tuned"]["after"] <= r["tuned"]["before"] for r in found[2::2])
     rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
     np.testing.assert_allclose([float(r["top1"]) for r in rows], [r["metrics"]["top1"]["value"] for r in found])
-    assert (tmp_path / "top1.png").read_bytes().startswith(b"\x89PNG")
+    assert_is_a_plot(tmp_path / "top1.png")
     assert not any((tmp_path / "layers").iterdir())
     # Killed while the last line was written: that cell alone is computed again, to the same numbers.
     (tmp_path / "results.jsonl").write_text("\n".join(lines[:4]) + "\n" + lines[4][:50])
@@ -79,7 +76,7 @@ def test_quantize_writes_a_model_that_loads(tmp_path):
     assert "Top-1 in percent (100 test examples): float " in printed and "bits per parameter over" in printed
     line = json.loads((tmp_path / "quantize.jsonl").read_text())
     assert len(line["layers"]) == 16 and line["config"]["quant"]["alphabet"] == "3"
-    config = digits_config()
+    config = digits.get_config()
     config.data.test_images = 100
     params, layers = load_quantized(tmp_path / "quantized.safetensors")
     task = make_task(config)
@@ -129,7 +126,7 @@ def test_mistakes_end_in_one_sentence(argument, message):
     ],
 )
 def test_mistakes_are_found_before_anything_runs(tmp_path, monkeypatch, settings, message):
-    config = digits_config()
+    config = digits.get_config()
     config.update_from_flattened_dict({"out": str(tmp_path), "norm_tuning.enabled": True} | settings)
     monkeypatch.setattr(common, "get_config", lambda: config)
     monkeypatch.setattr(Experiment, "quantize", lambda *_: pytest.fail("it runs"))
@@ -216,7 +213,7 @@ def test_home_folders_in_paths(tmp_path, where):
 
 
 def cells_of(**table):
-    config = digits_config()
+    config = digits.get_config()
     config.norm_tuning.enabled = table.pop("norm_tuning", False)
     config.table.update(table)
     return grid.cells(config, "digest")
@@ -252,7 +249,7 @@ def test_axes_of_a_table():
 
 
 def mixed_config(budget=3.0):
-    config = digits_config()
+    config = digits.get_config()
     config.data.update(calibration_images=32, test_images=100, batch_size=64)
     config.quant.update(bits_per_parameter=budget, candidate_alphabets=("2", 3), method="rtn")
     config.table.rows, config.table.alphabets = ("rtn",), ("2",)
@@ -351,7 +348,7 @@ def test_rows_that_count_otherwise_have_statistics_of_their_own(tmp_path):
 
 
 def test_row_scales_decide_the_key():
-    config = digits_config()
+    config = digits.get_config()
     config.table.rows, config.table.alphabets = ("plus_ec", "plus_rows_ec"), ("2",)
     _, plain, scaled = grid.cells(config, "digest")
     assert plain.key != scaled.key and scaled.row == "Beacon plus + row scales w/ E.C."
@@ -371,7 +368,7 @@ def test_tuned_cells_share_the_quantized_model_and_files_may_move():
     before, after = cells_of(rows=("rtn",), alphabets=("2",), seeds=(3,), norm_tuning=True)[1:]
     assert after.row == before.row + TUNED and (before.tuning, before.seed, after.seed) == (None, 3, 3)
     assert before.quant_key == after.quant_key and before.key != after.key
-    config = digits_config()
+    config = digits.get_config()
     config.out, config.execution.activations, config.quant.allow_few_rows = "elsewhere", "memory", True
     config.quant.options.block_size = 7
     assert grid.cells(config, "digest")[1].key == cells_of()[1].key
@@ -381,7 +378,7 @@ def test_tuned_cells_share_the_quantized_model_and_files_may_move():
 
 
 def test_what_decides_the_images_is_their_identity(tmp_path):
-    config = digits_config()
+    config = digits.get_config()
     identity = make_task(config).fingerprint()
     moved = tmp_path / "moved.safetensors"
     moved.write_bytes(Path(config.model.checkpoint).read_bytes())
@@ -464,7 +461,7 @@ def test_a_plot_of_either_direction(tmp_path, metrics):
     found = [result("Float", "", 98.0), result("RTN", "2", 20.0), result("RTN", "int2", 97.0)]
     found += [result("RTN" + TUNED, "2", 91.0), result("RTN", "mixed 2.5", 91.0)]
     render.plot(found, metrics, tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert_is_a_plot(tmp_path / "plot.png")
     render.plot([], metrics, tmp_path / "empty.png")
 
 
@@ -472,7 +469,7 @@ def test_a_plot_of_either_direction(tmp_path, metrics):
 def test_retraining_gives_the_shipped_accuracy(tmp_path):
     path = tmp_path / "digits.safetensors"
     run("train", f"--config.train.float_checkpoint={path}")
-    config = digits_config()
+    config = digits.get_config()
     task = make_task(config)
     apply = jax.jit(task.apply)
     accuracies = [

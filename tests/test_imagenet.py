@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from beacon_jax import load_quantized
 from beacon_jax.models.vit import create_vit
 from configs import deit_b_imagenet
-from tests.models.test_convert import timm_state
+from tests.models.vits import timm_state
 
 MODEL = "deit_tiny_patch16_224"
 WNIDS = ("n01440764", "n01443537", "n01484850", "n15075141")

@@ -9,8 +9,7 @@ from beacon_jax import FloatStats, QuantSpec, influence, quantize, run
 from beacon_jax.devices import Placement
 from beacon_jax.graph.model import Model
 from beacon_jax.influence import Influence
-from beacon_jax.quant.methods import rtn
-from beacon_jax.quant.methods.table import METHODS, Method
+from tests.spy import SPY, spy
 
 B = 3
 
@@ -101,19 +100,12 @@ def influenced(**fields):
     return QuantSpec(**dict(method="rtn", row_weights="influence", layers="one|two") | fields)
 
 
-def test_the_statistics_have_these_weights(tokens, monkeypatch):
+def test_the_statistics_have_these_weights(tokens):
     params, batches = tokens
-    seen = []
-
-    class Spy(Method):
-        def solve(self, kernel, stats, alphabet, **options):
-            seen.append(stats)
-            return super().solve(kernel, stats, alphabet, **options)
-
-    monkeypatch.setitem(METHODS, "rtn", Spy("rtn", rtn.RTNOptions, rtn.solve))
     given = [np.array([1, 2, 0, 1], np.float32), np.array([1, 1, 1, 3], np.float32)]
     order = iter(given)
-    quantize(read_first, params, batches, influenced(), weights=lambda batch: next(order))
+    with spy() as seen:
+        quantize(read_first, params, batches, influenced(method=SPY), weights=lambda batch: next(order))
     # Tokens that the logits do not depend on keep the half that all have, and the first ones share the other half, each
     # batch by itself in proportion to the roots that the class finds.
     model, found = Model(read_first, params), Influence(Placement())
@@ -129,9 +121,11 @@ def test_the_statistics_have_these_weights(tokens, monkeypatch):
     np.testing.assert_array_equal(factor[:, :, 1:], 0.5)
     assert (factor[:, :, 0][np.stack(given) > 0] > 0.5).all()
     x, w = np.stack([batch["x"] for batch in batches]), factor * np.stack(given)[:, :, None]
-    np.testing.assert_allclose(seen[0].H, np.einsum("ibt,ibtn,ibtk->nk", w, x, x), rtol=1e-4, atol=1e-4)
-    assert float(seen[0].count) == pytest.approx(5 * np.concatenate(given).sum(), rel=1e-5)  # factors are 1 on average
-    assert int(seen[0].rows) == 5 * 7
+    np.testing.assert_allclose(seen[0].stats.H, np.einsum("ibt,ibtn,ibtk->nk", w, x, x), rtol=1e-4, atol=1e-4)
+    assert float(seen[0].stats.count) == pytest.approx(
+        5 * np.concatenate(given).sum(), rel=1e-5
+    )  # factors are 1 on average
+    assert int(seen[0].stats.rows) == 5 * 7
 
 
 def test_the_directions_are_always_the_same(tokens):

@@ -13,19 +13,10 @@ from beacon_jax import METHODS, Execution, FloatStats, QuantSpec, calibration, q
 from beacon_jax.checkpoint import load_layer, save_layer
 from beacon_jax.graph.model import Model
 from beacon_jax.graph.stages import piece
-from beacon_jax.models.vit import ViT
 from beacon_jax.quant.methods import beacon, rtn
 from beacon_jax.quant.methods.options import Options, option
 from beacon_jax.quant.methods.table import Method
-
-MODEL = ViT(image_size=8, patch_size=2, width=16, depth=2, heads=2, channels=1, classes=10)
-LAYERS = [f"blocks_{i}/{n}" for i in range(2) for n in ("attn/qkv", "attn/proj", "mlp/fc1", "mlp/fc2")]
-
-
-def blocks(**fields):
-    """A spec for the layers of the blocks; those of Beacon have one number of sweeps, which is one compilation."""
-    options = {} if "method" in fields else {"options": {"sweeps": 3}}
-    return QuantSpec(**{"layers": r"blocks_\d+/.*"} | options | fields)
+from tests.tiny_vit import LAYERS, MODEL, blocks
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from beacon_jax.preprocessing import UnreadableImageError, decode, decoded_formats
-from tests.test_preprocessing import encoded, photo
+from tests.pictures import encoded, photo
 
 H, W = 5, 6
 

@@ -1,24 +1,9 @@
-import io
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from beacon_jax.preprocessing import NORMALIZATIONS, PRESETS, UnreadableImageError, decode, normalize
-
-
-def photo(rng, height, width, mode="RGB"):
-    """A smooth picture with an edge, so that filters and offsets show."""
-    y, x = np.mgrid[:height, :width]
-    waves = [np.sin(x / rng.uniform(5, 40) + y / rng.uniform(5, 40)) for _ in range(3)]
-    pixels = (127 + 100 * np.stack(waves, -1) * (x > width / 3)[..., None]).astype(np.uint8)
-    return Image.fromarray(pixels).convert(mode)
-
-
-def encoded(image, kind="PNG", **options):
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
+from tests.pictures import encoded, photo
 
 
 def by_hand(image, size, resample, crop):

@@ -3,10 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from beacon_jax import METHODS, Execution, FloatStats, QuantSpec, quantize
-from beacon_jax.quant.methods import rtn
-from beacon_jax.quant.methods.table import Method
+from beacon_jax import Execution, FloatStats, QuantSpec, quantize
 from beacon_jax.row_sample import RowSample
+from tests.spy import SPY, spy
 
 
 def apply(params, batch):
@@ -21,20 +20,13 @@ def tokens():
 
 
 @pytest.fixture
-def seen(monkeypatch):
-    found = []
-
-    class Spy(Method):
-        def solve(self, kernel, stats, alphabet, **options):
-            found.append(stats)
-            return super().solve(kernel, stats, alphabet, **options)
-
-    monkeypatch.setitem(METHODS, "rtn", Spy("rtn", rtn.RTNOptions, rtn.solve))
-    return found
+def seen():
+    with spy() as found:
+        yield found
 
 
 def run(tokens, weights=None, float_stats=None, **fields):
-    spec = QuantSpec(**dict(method="rtn", rows_per_example=2) | fields)
+    spec = QuantSpec(**dict(method=SPY, rows_per_example=2) | fields)
     double = Execution(forward_dtype="float64")
     return quantize(apply, *tokens, spec, execution=double, weights=weights, float_stats=float_stats)
 
@@ -56,9 +48,9 @@ def test_statistics_are_of_the_rows_drawn(x64, tokens, seen, weighted):
     X, w = np.concatenate(rows), np.concatenate(weights)
     Xt = np.tanh(X @ np.asarray(result.params["one"]))
     X2 = np.tanh(X @ np.asarray(params["one"]))
-    np.testing.assert_allclose(seen[0].H, (w[:, None] * X).T @ X, atol=1e-12)
-    np.testing.assert_allclose(seen[1].G, (w[:, None] * Xt).T @ X2, atol=1e-12)
-    np.testing.assert_allclose(seen[1].F, (w[:, None] * X2).T @ X2, atol=1e-12)
+    np.testing.assert_allclose(seen[0].stats.H, (w[:, None] * X).T @ X, atol=1e-12)
+    np.testing.assert_allclose(seen[1].stats.G, (w[:, None] * Xt).T @ X2, atol=1e-12)
+    np.testing.assert_allclose(seen[1].stats.F, (w[:, None] * X2).T @ X2, atol=1e-12)
     assert [report.rows for report in result.reports] == [(w > 0).sum()] * 2
     if weighted:  # examples of enough rows of positive weight take no others
         assert (w > 0).sum() == np.minimum((given > 0).sum(-1), 2).sum()
@@ -72,8 +64,8 @@ def test_enough_rows_are_all_rows(x64, tokens):
 def test_seeds_draw_other_rows(x64, tokens, seen):
     for seed in (0, 0, 1):
         run(tokens, rows_seed=seed)
-    np.testing.assert_array_equal(seen[0].H, seen[2].H)
-    assert not np.allclose(seen[0].H, seen[4].H)
+    np.testing.assert_array_equal(seen[0].stats.H, seen[2].stats.H)
+    assert not np.allclose(seen[0].stats.H, seen[4].stats.H)
 
 
 def test_double_precision_draws_the_same_rows():

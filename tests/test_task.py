@@ -20,52 +20,9 @@ from experiments.experiment import Experiment
 from experiments.results import LayerStore, read_results
 from experiments.run_folder import RunFolder
 from experiments.task import Task, identity_of, make_task
+from tests.own_task import MODULE
+from tests.pictures import assert_is_a_plot
 
-MODULE = '''
-"""A network in plain JAX that predicts the next of a sequence of numbers; padded positions have mask 0."""
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from beacon_jax.evaluate import Mean, RelativeOutputError
-from experiments.task import Task
-
-
-def apply(params, batch):
-    x = jax.nn.gelu(batch["x"] @ params["inner"]["w"] + params["inner"]["b"])
-    x = params["norm"]["scale"] * (x - x.mean(-1, keepdims=True)) / (x.std(-1, keepdims=True) + 1e-3)
-    return {"next": x @ params["out"]}
-
-
-def data(count, seed):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(count, 3, 6)).astype(np.float32)
-    mask = (np.arange(3) < rng.integers(1, 4, size=(count, 1))).astype(np.float32)
-    return [{"x": x[i : i + 16], "mask": mask[i : i + 16]} for i in range(0, count, 16)]
-
-
-def loss(outputs, batch, _):
-    return (jnp.square(outputs["next"]).mean(-1) * batch["mask"]).sum(1), batch["mask"].sum(1)
-
-
-def task(config):
-    keys = jax.random.split(jax.random.key(config.seed), 2)
-    params = {
-        "inner": {"w": jax.random.normal(keys[0], (6, 8)), "b": jnp.zeros((1, 1, 8))},
-        "norm": {"scale": jnp.ones((1, 1, 8))},
-        "out": jax.random.normal(keys[1], (8, 4)),
-    }
-    metrics = {"size": Mean(loss, title="Mean square", shown=".3f", better="lower")}
-    metrics["error"] = RelativeOutputError(mask="mask", output="next")
-    return Task(apply, params, data, data(40, 1000), metrics, weights=lambda batch: batch["mask"])
-
-
-nothing = 3
-
-
-def number(config):
-    return 3
-'''
 ARGUMENTS = {
     "table.alphabets": ("2", "int4"),
     "table.rows": ("rtn", "beacon_ec"),
@@ -120,7 +77,7 @@ def test_a_table_from_the_command_line(tmp_path, module):
     assert all(result.tuned["after"] <= result.tuned["before"] for result in found.values() if result.cell.tuning)
     lines = list(csv.DictReader((tmp_path / "out" / "table.csv").read_text().splitlines()))
     assert lines[0]["row"] == "Float" and float(lines[1]["size"]) > 0
-    assert (tmp_path / "out" / "size.png").read_bytes().startswith(b"\x89PNG")
+    assert_is_a_plot(tmp_path / "out" / "size.png")
 
 
 def test_a_stopped_table_goes_on(tmp_path, module, monkeypatch, capsys):

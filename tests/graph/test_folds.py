@@ -5,8 +5,7 @@ import pytest
 
 from beacon_jax.graph.factor_rules import NONE
 from tests.graph.random_factors import folds_of, with_random_factors
-from tests.test_any_model import FILES  # noqa: F401 (registers the models)
-from tests.zoo.registry import MODELS
+from tests.zoo.models import MODELS
 
 pytestmark = pytest.mark.filterwarnings("ignore:SelfAttention will be deprecated:DeprecationWarning")
 

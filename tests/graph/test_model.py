@@ -9,7 +9,7 @@ import pytest
 from beacon_jax import QuantSpec, load_quantized, quantize, save_quantized
 from beacon_jax.graph.model import Model
 from beacon_jax.graph.program import Unsupported
-from tests.test_any_model import spied
+from tests.spy import spied
 from tests.zoo import by_hand
 
 D = 4

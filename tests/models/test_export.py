@@ -11,10 +11,10 @@ from beacon_jax.models.convert_bert import convert_bert_state_dict
 from beacon_jax.models.export import save_state_dict, to_state_dict
 from beacon_jax.models.state_dict import read_state_dict
 from beacon_jax.models.vit import ViT
-from tests.models.test_convert import DISTILLED, MODEL, SCALED, assert_parity, timm_state
-from tests.models.test_convert_bert import CONFIG
-from tests.models.test_convert_bert import MODEL as BERT
-from tests.models.test_convert_bert import assert_parity as assert_bert_parity
+from tests.models.berts import CONFIG
+from tests.models.berts import MODEL as BERT
+from tests.models.berts import assert_parity as assert_bert_parity
+from tests.models.vits import DISTILLED, MODEL, SCALED, assert_parity, timm_state
 
 pytestmark = pytest.mark.usefixtures("torchvision_operators")
 GREY = ViT(image_size=8, patch_size=2, width=12, depth=1, heads=3, channels=1, classes=5)

@@ -33,3 +33,17 @@ def gram(X, X_tilde=None, dtype=jnp.float64) -> GramStats:
 def levels_of(result) -> np.ndarray:
     """The unscaled levels (N, C) that a QuantizedMatrix holds."""
     return np.asarray(result.alphabet)[np.asarray(result.codes)]
+
+
+def least_squares(w, q, X, X_tilde, ridge, *, bias, offset):
+    """min over c (and b, z) of ‖Xw − X̃(cq + z) − b‖² + Σ ridge_t (w_t − cq_t − z)², and c, z, b."""
+    N = w.size
+    root = np.sqrt(ridge)
+    columns = [np.concatenate([X_tilde @ q, root * q])]
+    if offset:
+        columns.append(np.concatenate([X_tilde.sum(1), root * np.ones(N)]))
+    if bias:
+        columns.append(np.concatenate([np.ones(len(X)), np.zeros(N)]))
+    A, y = np.stack(columns, 1), np.concatenate([X @ w, root * w])
+    found = np.linalg.lstsq(A, y, rcond=None)[0]
+    return np.square(y - A @ found).sum(), found

@@ -7,25 +7,11 @@ import numpy as np
 import pytest
 
 from beacon_jax.quant.objective import Objective, bias_change
-from tests.quant.problems import gram, make_problem
+from tests.quant.problems import gram, least_squares, make_problem
 
 CASES = [
     (bias, offset, kind) for bias in (False, True) for offset in (False, True) for kind in ("correlated", "mismatch")
 ]
-
-
-def least_squares(w, q, X, X_tilde, ridge, *, bias, offset):
-    """min over c (and b, z) of ‖Xw − X̃(cq + z) − b‖² + Σ ridge_t (w_t − cq_t − z)², and c, z, b."""
-    N = w.size
-    root = np.sqrt(ridge)
-    columns = [np.concatenate([X_tilde @ q, root * q])]
-    if offset:
-        columns.append(np.concatenate([X_tilde.sum(1), root * np.ones(N)]))
-    if bias:
-        columns.append(np.concatenate([np.ones(len(X)), np.zeros(N)]))
-    A, y = np.stack(columns, 1), np.concatenate([X @ w, root * w])
-    found = np.linalg.lstsq(A, y, rcond=None)[0]
-    return np.square(y - A @ found).sum(), found
 
 
 @pytest.mark.parametrize(("bias", "offset", "kind"), CASES)

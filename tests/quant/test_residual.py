@@ -8,8 +8,7 @@ import pytest
 
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.objective import Objective, bias_change
-from tests.quant.problems import make_problem
-from tests.quant.test_objective import least_squares
+from tests.quant.problems import least_squares, make_problem
 
 
 def summed(X, X_tilde, change, parts=1, weights=None):

@@ -12,7 +12,7 @@ from configs import minilm as minilm_config
 from experiments.tasks import minilm as task_module
 from experiments.tasks.minilm import PACKAGE, load_encoder, minilm, minilm_folder
 from experiments.text import read_corpus, split_texts
-from tests.models.test_convert_bert import CONFIG, MODEL, random_state
+from tests.models.berts import CONFIG, MODEL, random_state
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "return", "##s", "a", "copy", "of", "the", "list", "string", "sort"]
 

@@ -148,7 +148,7 @@ def test_how_often_tiny_problems_reach_the_global_optimum(x64, rng, record_prope
         reached.append(float(np.mean(optimal)))
         print(f"{name} bit, N={N}: global optimum in {reached[-1]:.0%} of {len(optimal)} channels")
     record_property("global_optimum_reached", reached)
-    assert np.mean(reached) > 0.3
+    assert np.mean(reached) > 0.5 and min(reached) > 0.25  # of 21 channels each; mostly .65 and .48
 
 
 def test_block_size_and_chunks_do_not_change_the_codes(x64, rng):

@@ -60,13 +60,17 @@ def test_invariants(rng, name, options, alphabet):
     np.testing.assert_array_equal(again.codes, result.codes)
 
 
+# At 2 bit, of any of these layers; some 0.05 above what was found with several seeds.
+LARGEST_ERROR = {"rtn": 0.33, "gptq": 0.25, "comq": 0.2, "beacon": 0.16, "beacon_plus": 0.15}
+
+
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_survives_every_kind_of_inputs(rng, name, kind):
     kernel, stats = layer(rng, kind)
     result = METHODS[name](kernel, stats, "2")
     assert jnp.isfinite(result.dequantize()).all()
-    assert 0 <= relative_output_error(kernel, result, stats) < 1
+    assert 0 <= relative_output_error(kernel, result, stats) < LARGEST_ERROR[name]
     assert jnp.all(jnp.abs(cosines(kernel, result, stats)) <= 1 + 1e-5)
 
 
