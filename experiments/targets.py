@@ -125,7 +125,7 @@ def find_target(name: str) -> Target:
       ImportError: the chip's compiler is not installed.
     """
     kind, colon, shape = name.partition(":")
-    if kind not in CHIPS or (colon and not re.fullmatch(r"\d+(x\d+)*", shape)):
+    if kind not in CHIPS or (colon and not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape)):
         raise ValueError(f"unknown target {name!r}; expected a chip of {', '.join(CHIPS)}, such as {EXAMPLES}")
     chip, shape = CHIPS[kind], shape or "1"
     if chip.platform == "cpu":
@@ -142,7 +142,7 @@ def find_target(name: str) -> Target:
 
 
 def _some(devices, name, shape):
-    if "x" in shape or not 1 <= int(shape) <= len(devices):
+    if "x" in shape or int(shape) > len(devices):
         raise ValueError(f"{name!r} is not 1 to {len(devices)} of the devices that there are")
     return devices[: int(shape)]
 
@@ -158,7 +158,7 @@ def _tpus(kind, shape):
 
 
 def _gpus(chip, shape, name):
-    if "x" in shape or not int(shape):
+    if "x" in shape:
         raise ValueError(f"{name!r} is no number of GPUs of one machine, as {EXAMPLES}")
     return topologies.get_topology_desc(
         platform="cuda", topology_name="", topology=f"1x1x{shape}", target_config=chip.specification
