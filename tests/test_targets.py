@@ -14,7 +14,9 @@ def test_the_devices_that_there_are():
         assert list(target.devices) == jax.devices("cpu")[:count] and target.name == name
 
 
-@pytest.mark.parametrize("name", ["", "h1000", "v5e:2x", "v5e:x2", "v5e:-1", "V5E", "cpu 1", "cpu:0", "h100:0", "v5e:2x0"])
+@pytest.mark.parametrize(
+    "name", ["", "h1000", "v5e:2x", "v5e:x2", "v5e:-1", "V5E", "cpu 1", "cpu:0", "h100:0", "v5e:2x0"]
+)
 def test_unknown_chips(name):
     with pytest.raises(ValueError, match=f"unknown target {name!r}; expected a chip of {', '.join(CHIPS)}, such as"):
         find_target(name)
