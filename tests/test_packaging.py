@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -29,13 +30,16 @@ def test_constraints_name_what_the_project_asks_for():
 
 
 @pytest.mark.slow
-def test_a_wheel_works_outside_of_the_project(tmp_path):
+def test_a_wheel_of_the_source_distribution_works_outside_of_the_project(tmp_path):
     def run(*command):
         return subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
 
     python = sys.executable
-    run(python, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", "wheels", str(ROOT))
-    (wheel,) = (tmp_path / "wheels").glob("*.whl")
+    run(python, "-m", "build", "--outdir", "dist", str(ROOT))  # the wheel is built from what the other one holds
+    (source,), (wheel,) = ((tmp_path / "dist").glob(kind) for kind in ("*.tar.gz", "*.whl"))
+    with tarfile.open(source) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"LICENSE", "README.md", "pyproject.toml", "beacon_jax/py.typed"} <= held
     run(python, "-m", "pip", "install", "--no-deps", "--target", "site", str(wheel))
     said = run(python, "-c", f"import sys; sys.path.insert(0, 'site')\n{SOME_LAYER}")
     assert said.split() == ["w", beacon_jax.__version__]
