@@ -53,8 +53,8 @@ def _tables(grid: list[Cell], results: dict[str, Result], config, task: Task) ->
     """The tables of the results that are there, and these."""
     # A row may have another title by now.
     here = [dataclasses.replace(results[cell.key], cell=cell) for cell in grid if cell.key in results]
-    own = config.table.published if config.table.published_model == config.model.name else ()
-    return result_tables(grid, here, task.metrics, [tuple(number) for number in own]), here
+    published = facts.published({"config": config.to_dict()})
+    return result_tables(grid, here, task.metrics, published), here
 
 
 def render_all(grid: list[Cell], results: dict[str, Result], config, task: Task) -> str:

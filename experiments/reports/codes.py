@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from bokeh.layouts import column, row
-from bokeh.models import ColumnDataSource, CustomJS, HoverTool, LayoutDOM, Select
+from bokeh.models import ColumnDataSource, CustomJS, FixedTicker, HoverTool, LayoutDOM, NoOverlap, Select
 from bokeh.plotting import figure
 
 from experiments.reports.page import WIDTH
@@ -33,6 +33,8 @@ def code_plot(
     plot.toolbar.logo = None
     plot.y_range.start = 0
     plot.left[0].formatter.use_scientific = False
+    ticker = FixedTicker(ticks=source.data["level"])
+    plot.xaxis.ticker, plot.xaxis.major_label_policy, plot.xgrid.visible = ticker, NoOverlap(), False
     bars = plot.vbar("level", "width", "count", source=source, fill_color="#4c84bd", line_color=None)
     plot.add_tools(
         HoverTool(renderers=[bars], tooltips=[("level", "@level"), ("codes", "@count{0,0}"), ("", "@share")])
@@ -45,8 +47,9 @@ def code_plot(
     code = """
         const found = ((data[row.value] ?? {})[alphabet.value] ?? {})[layer.value];
         source.data = found ?? {level: [], width: [], count: [], share: []};
+        ticker.ticks = source.data.level;
     """
-    args = dict(data=data, source=source, row=selects[0], alphabet=selects[1], layer=selects[2])
+    args = dict(data=data, source=source, ticker=ticker, row=selects[0], alphabet=selects[1], layer=selects[2])
     for select in selects:
         select.js_on_change("value", CustomJS(args=args, code=code))
     return column(row(*selects), plot)

@@ -32,10 +32,10 @@ class Described:
 
 
 def run_facts(config, metrics: Mapping[str, Metric]) -> dict[str, Any]:
-    """What can be said of a run by its script, as it is written to FILE."""
+    """What can be said of a run by its script, as it is written to FILE; where that lies is no part of it."""
     described = {name: Described(m.title or name, m.shown, m.better) for name, m in metrics.items()}
     return {
-        "config": config.to_dict(),
+        "config": {key: value for key, value in config.to_dict().items() if key != "out"},
         "metrics": {name: dataclasses.asdict(own) for name, own in described.items()},
         "versions": versions(),
     }
@@ -74,6 +74,15 @@ def metrics_of(facts: Mapping[str, Any], results: Sequence[Result]) -> dict[str,
     names = dict.fromkeys(name for result in results for name in result.metrics)
     known = {name: Described(**fields) for name, fields in facts.get("metrics", {}).items()}
     return {name: known.get(name, Described(title=name)) for name in [*(n for n in known if n in names), *names]}
+
+
+def published(facts: Mapping[str, Any]) -> list[tuple]:
+    """The paper's numbers of this model (see configs/base.py), none where the configuration is not known."""
+    config = facts.get("config", {})
+    table, model = config.get("table", {}), config.get("model", {})
+    if not table.get("published") or table["published_model"] != model.get("name"):
+        return []
+    return [tuple(number) for number in table["published"]]
 
 
 def flat(tree: Mapping[str, Any], before: str = "") -> dict[str, str]:

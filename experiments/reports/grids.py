@@ -1,5 +1,7 @@
 """Tables that can be sorted, of the tables of results."""
 
+import functools
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,6 +25,11 @@ from experiments.reports.page import WIDTH
 from experiments.reports.table import Matrix, Table, text_of
 
 _ROW, _MOST = 25, 560  # pixels: the height of a row, and of a table at most
+_STYLE = """
+.slick-header-columns { height: 40px; }
+.slick-header .slick-header-column { height: 34px; white-space: normal; line-height: 15px; font-weight: 600; }
+.slick-cell { font-size: 13px; }
+"""
 
 
 def data_of(table: Table) -> dict[str, Sequence]:
@@ -46,18 +53,27 @@ def _columns(table: Table, data: dict[str, Sequence]) -> list[TableColumn]:
     columns = []
     for i, column in enumerate(table.columns):
         number = f"w{i}" in data
-        widest = max(map(len, [*data[f"t{i}"], column.heading[:24]]), default=0)
+        words = max(map(len, column.heading.split()), default=0)  # headings take two lines
+        widest = max([*map(len, data[f"t{i}"]), words, 0.6 * min(len(column.heading), 40)])
         template = f'<div style="text-align:right;font-weight:<%- w{i} %>"><%- t{i} %></div>'
         columns.append(
             TableColumn(
                 field=f"v{i}",
                 title=column.heading,
-                width=max(50, 8 * widest + 18),
+                width=max(50, int(7.5 * widest) + 20),
                 formatter=HTMLTemplateFormatter(template=template) if number else StringFormatter(),
                 **({"sorter": NanCompare(ascending_first=False)} if number else {}),
             )
         )
     return columns
+
+
+def _width(columns: Sequence[TableColumn]) -> int:
+    return min(WIDTH, sum(column.width for column in columns) + 20)
+
+
+def _height(rows: int) -> int:
+    return min(_MOST, _ROW * rows + 66)
 
 
 def grid(table: Table, view: CDSView | None = None, source: ColumnDataSource | None = None) -> DataTable:
@@ -72,9 +88,9 @@ def grid(table: Table, view: CDSView | None = None, source: ColumnDataSource | N
         reorderable=False,
         autosize_mode="none",
         row_height=_ROW,
-        width=min(WIDTH, sum(column.width for column in columns) + 20),
-        height=min(_MOST, _ROW * (len(table.rows) + 1) + 28),
-        stylesheets=[".slick-header-column { font-weight: 600; } .slick-cell { font-size: 13px; }"],
+        width=_width(columns),
+        height=_height(len(table.rows)),
+        stylesheets=[_STYLE],
     )
 
 
@@ -102,13 +118,7 @@ def filtered_grid(table: Table, keys: Sequence[str]) -> LayoutDOM:
         selects[-1].js_link("value", filters[-1], "group")
     first = [select.value for select in selects]
     begin = [row for row in table.rows if [text_of(row[place]) for place in places] == first]
-    shown = grid(table, CDSView(filter=filters[0] if len(filters) == 1 else _all_of(filters)), source)
-    shown.height = min(_MOST, _ROW * (max(len(begin), 4) + 1) + 28)
+    shown = grid(table, CDSView(filter=functools.reduce(operator.and_, filters)), source)
+    shown.columns = [column for i, column in enumerate(shown.columns) if i not in places]
+    shown.width, shown.height = _width(shown.columns), _height(max(len(begin), 4))
     return stacked(Row(*selects), shown)
-
-
-def _all_of(filters):
-    both = filters[0]
-    for other in filters[1:]:
-        both = both & other
-    return both

@@ -14,7 +14,7 @@ from bokeh.models import (
     LinearColorMapper,
     Select,
 )
-from bokeh.palettes import Blues256, PuOr11, interp_palette
+from bokeh.palettes import Blues256, RdBu11, interp_palette
 from bokeh.plotting import figure
 from bokeh.transform import transform
 
@@ -22,7 +22,7 @@ from experiments.reports.page import WIDTH
 from experiments.reports.table import MISSING
 
 LIGHT_TO_DARK = tuple(Blues256[::-1][10:150])  # as far as black text can be read on it
-AROUND_ONE = tuple(interp_palette(PuOr11[2:-2], 256))  # violet for less, orange for more
+AROUND_ONE = tuple(interp_palette(RdBu11[2:-2], 256))  # blue for less, red for more
 _MISSING_COLOUR = "#f2f2f2"
 
 

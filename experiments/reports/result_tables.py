@@ -174,7 +174,8 @@ def _every_result(results: Sequence[Result], metrics: Metrics, published: Sequen
     rows = []
     for result in results:
         cell, coverage = result.cell, result.coverage or {}
-        line: list[Entry] = [cell.row, cell.alphabet, _number(cell.seed, "d"), _number(cell.calibration_images, "d")]
+        drawn = (None, None) if cell.quant is None else (cell.seed, cell.calibration_images)
+        line: list[Entry] = [cell.row, cell.alphabet, *(_number(value, "d") for value in drawn)]
         for name, metric in metrics.items():
             m = result.metrics[name]
             line.append(Number(m.value, f"{m.value:{metric.shown}} ± {m.stderr:{metric.shown}}", m.stderr))

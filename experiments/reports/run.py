@@ -26,6 +26,7 @@ from experiments.reports.table import Column, Matrix, Number, Table
 from experiments.results import Result
 
 ALL_LAYERS = "all layers"
+_SIZES = "quantized multiplications parameters bits_per_parameter bytes seconds".split()  # columns of RESULTS
 
 
 def write_report(
@@ -46,14 +47,19 @@ def write_report(
       facts: what `facts.run_facts` or `facts.read_facts` gives.
       missing: how many results of the table there are not.
     """
-    replace_text(path, page(f"beacon_jax: {name}", _lead(tables, results, missing), _sections(tables, results, facts)))
+    replace_text(
+        path, page(f"beacon_jax: {name}", _lead(tables, results, facts, missing), _sections(tables, results, facts))
+    )
 
 
-def _lead(tables: Sequence[Table], results: Sequence[Result], missing: int) -> list[str]:
+def _lead(tables: Sequence[Table], results: Sequence[Result], facts: Mapping[str, Any], missing: int) -> list[str]:
     main = next(table for table in tables if isinstance(table, Matrix))
     layers = dict.fromkeys(layer.layer for result in results for layer in result.layers)
     count = f"{len(results)} results" + (f", {missing} not computed yet" if missing else "")
     lines = [f"{count}; {len(layers)} layers quantized; {main.examples:,} test examples."]
+    config = facts.get("config", {})
+    if name := config.get("model", {}).get("name"):
+        lines.append(f"Model {name}, data {config.get('data', {}).get('name')}, task {config.get('task')}.")
     if main.reference is not None:
         lines.append(f"Float model: {main.quantity} {main.reference.shown}.")
     return lines
@@ -72,9 +78,15 @@ def _sections(tables: Sequence[Table], results: Sequence[Result], facts: Mapping
     plots = bits_plots([table for table in matrices if table.name not in (CHANGE, SECONDS)])
     if plots is not None and any(len(table.alphabets) > 1 for table in matrices):
         sections.append(Section("bits", "Against bits", _bits_note(results), plots))
-    note = "Standard errors are over the test examples. Bytes are of the whole model: codes, scales, offsets, and what "
-    note += "stays as it is. Seconds are to solve all layers, compilation included."
-    sections.append(Section("results", "Every result", note, grid(by_name[RESULTS])))
+    whole = by_name[RESULTS]
+    measured = whole.part([column.key for column in whole.columns if column.key not in _SIZES])
+    note = "Standard errors are over the test examples. The fingerprint is that of the line in the file of results."
+    sections.append(Section("results", "Every result", note, grid(measured)))
+    if (sizes := whole.part(("row", "alphabet", "seed", *_SIZES), needing=_SIZES)).rows:
+        note = (
+            "Bytes are of the whole model: codes, scales, offsets, and what stays as it is. Seconds are to solve all "
+        )
+        sections.append(Section("sizes", "Sizes and seconds", note + "layers, compilation included.", grid(sizes)))
     if tuned := _tuning(results):
         sections.append(Section("tuning", "Norm tuning", "The loss that it lowers, on held-out examples.", grid(tuned)))
     return [*sections, *_layer_sections(by_name[LAYERS]), *_code_section(results), _identity(facts, results)]

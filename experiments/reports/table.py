@@ -2,7 +2,7 @@
 
 import csv
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tabulate import tabulate
@@ -43,6 +43,14 @@ class Table:
         """The entries of the column of this key."""
         place = [column.key for column in self.columns].index(key)
         return [row[place] for row in self.rows]
+
+    def part(self, keys: Sequence[str], needing: Sequence[str] = ()) -> "Table":
+        """The columns of these keys, in this order; with `needing` without rows that have nothing in any of those."""
+        columns = {column.key: column for column in self.columns}
+        rows = zip(*(self.column(key) for key in keys), strict=True)
+        there = zip(*(self.column(key) for key in needing), strict=True) if needing else [(True,)] * len(self.rows)
+        kept = tuple(row for row, own in zip(rows, there, strict=True) if any(entry is not None for entry in own))
+        return Table(self.name, self.title, tuple(columns[key] for key in keys), kept)
 
 
 @dataclasses.dataclass(frozen=True)
