@@ -74,20 +74,20 @@ def render_all(grid: list[Cell], results: dict[str, Result], config, task: Task)
     return markdown
 
 
-def report(grid: list[Cell], results: dict[str, Result], config, task: Task) -> None:
-    """Writes the HTML report of the results that are there; raises as `render_all`."""
+def report(grid: list[Cell], results: dict[str, Result], config, task: Task, computed: bool = True) -> None:
+    """Writes the HTML report of the results that are there, some of them `computed` now; raises as `render_all`."""
     out = Path(config.out)
     with _rendering(out):
         if hosts.first():
             about = facts.run_facts(config, task.metrics)
-            # Shown alone, results are not of the versions that show them.
-            about["versions"] = facts.read_facts(out).get("versions", {}) if _RENDER_ONLY.value else about["versions"]
+            if not computed:  # what shows results is not what they were computed by
+                about["versions"] = facts.read_facts(out).get("versions", {})
             tables, here = _tables(grid, results, config, task)
             write_report(out / REPORT, out.name, tables, here, about, missing=len(grid) - len(here))
 
 
 @contextlib.contextmanager
-def _reported_when_stopped(grid: list[Cell], results: dict[str, Result], config, folder: RunFolder, task: Task):
+def reported_when_stopped(grid: list[Cell], results: dict[str, Result], config, folder: RunFolder, task: Task):
     """Writes the report of what there is when whatever is inside is stopped or fails, and lets that go on."""
     try:
         yield
@@ -164,12 +164,14 @@ def main(_):
             drop_finished_layers(grid, results, folder)
             if hosts.first():
                 replace_text(out / facts.FILE, json.dumps(facts.run_facts(config, task.metrics), indent=1))
-            with _reported_when_stopped(grid, results, config, folder, task):
+            with reported_when_stopped(grid, results, config, folder, task):
                 failures = compute(grid, results, config, experiment, folder)
-        elif not results:  # and what is shown beside them may be of others
-            raise ValueError(f"there are no results of these settings in {out / LINES}; what was shown stays as it is")
+        elif not results:  # what is beside them may be of others
+            raise ValueError(
+                f"{out / LINES} has no results of these settings and this version; table.md and what is beside it stay"
+            )
         print(render_all(grid, results, config, task))
-        report(grid, results, config, task)
+        report(grid, results, config, task, computed=folder is not None)
     after = len(results)
     print(f"{after - before} of {len(grid)} results computed, {before} were there already, {len(grid) - after} missing")
     print(f"table: {out / 'table.md'} and {out / 'table.csv'}")

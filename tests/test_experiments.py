@@ -64,6 +64,9 @@ def test_table_is_resumed_and_rendered(tmp_path):
     np.testing.assert_allclose([float(r["top1"]) for r in rows], [r["metrics"]["top1"]["value"] for r in found])
     assert (tmp_path / "top1.png").read_bytes().startswith(b"\x89PNG")
     assert not any((tmp_path / "layers").iterdir())
+    assert all(set(r["codes"]) == {layer["layer"] for layer in r["layers"]} for r in found)
+    assert [sum(map(sum, r["codes"].values())) for r in found] == [0, *2 * [4 * 48 * 48 + 8 * 48 * 48, 0]]
+    assert "5 results; 4 layers quantized" in (tmp_path / "report.html").read_text(encoding="utf-8")
     # Killed while the last line was written: that cell alone is computed again, to the same numbers.
     (tmp_path / "results.jsonl").write_text("\n".join(lines[:4]) + "\n" + lines[4][:50])
     rendered = run("tables", *arguments, "--render_only")
@@ -80,6 +83,8 @@ def test_quantize_writes_a_model_that_loads(tmp_path):
     assert "Top-1 in percent (100 test examples): float " in printed and "bits per parameter over" in printed
     line = json.loads((tmp_path / "quantize.jsonl").read_text())
     assert len(line["layers"]) == 16 and line["config"]["quant"]["alphabet"] == "3"
+    page = (tmp_path / "quantize.html").read_text(encoding="utf-8")
+    assert "2 results; 16 layers quantized; 100 test examples" in page and "<h2>Codes</h2>" in page
     config = digits_config()
     config.data.test_images = 100
     params, layers = load_quantized(tmp_path / "quantized.safetensors")

@@ -104,8 +104,8 @@ def made_with(results: Sequence[Result]) -> dict[str, str]:
             values.setdefault(fact, {}).setdefault(value, {})[_place(result)] = None
     found = {}
     for fact, own in values.items():
-        if len(own) == 1:
-            found[fact] = next(iter(own))
+        if len({tuple(places) for places in own.values()}) == 1:  # several are of several seeds
+            found[fact] = ", ".join(own)
         else:
             found[fact] = "; ".join(f"{value} ({_few(list(places))})" for value, places in own.items())
     return found

@@ -33,34 +33,38 @@ _STYLE = """
 
 
 def data_of(table: Table) -> dict[str, Sequence]:
-    """A table's columns: "v0" what is sorted, "t0" what is shown, "w0" its weight; the best numbers are bold."""
+    """A table's columns: "v0" what is sorted, "t0" what is shown of numbers; of a Matrix "w0", its best are bold."""
     data: dict[str, Sequence] = {}
     for i in range(len(table.columns)):
         entries = [row[i] for row in table.rows]
-        data[f"t{i}"] = [text_of(entry) for entry in entries]
+        texts = [text_of(entry) for entry in entries]
         if any(isinstance(entry, str) for entry in entries):
-            data[f"v{i}"] = data[f"t{i}"]
+            data[f"v{i}"] = texts
             continue
+        data[f"t{i}"] = texts
         values = np.array([np.nan if entry is None else entry.value for entry in entries], np.float64)
         data[f"v{i}"] = values
-        better = {"higher": np.fmax, "lower": np.fmin}.get(table.better) if isinstance(table, Matrix) else None
-        best = better.reduce(values, initial=np.nan) if better else np.nan
-        data[f"w{i}"] = ["bold" if value == best else "normal" for value in values]
+        if isinstance(table, Matrix):
+            best = {"higher": np.fmax, "lower": np.fmin}.get(table.better)
+            best = best.reduce(values, initial=np.nan) if best else np.nan
+            data[f"w{i}"] = ["bold" if value == best else "normal" for value in values]
     return data
 
 
 def _columns(table: Table, data: dict[str, Sequence]) -> list[TableColumn]:
     columns = []
     for i, column in enumerate(table.columns):
-        number = f"w{i}" in data
+        number = isinstance(data[f"v{i}"], np.ndarray)
         words = max(map(len, column.heading.split()), default=0)  # headings take two lines
-        widest = max([*map(len, data[f"t{i}"]), words, 0.6 * min(len(column.heading), 40)])
-        template = f'<div style="text-align:right;font-weight:<%- w{i} %>"><%- t{i} %></div>'
+        texts = data[f"t{i}" if number else f"v{i}"]
+        widest = max([*map(len, texts), words, 0.6 * min(len(column.heading), 40)])
+        weight = f";font-weight:<%- w{i} %>" if f"w{i}" in data else ""
+        template = f'<div style="text-align:right{weight}"><%- t{i} %></div>'
         columns.append(
             TableColumn(
                 field=f"v{i}",
                 title=column.heading,
-                width=max(50, int(7.5 * widest) + 20),
+                width=max(50, int(7 * widest) + 20),
                 formatter=HTMLTemplateFormatter(template=template) if number else StringFormatter(),
                 **({"sorter": NanCompare(ascending_first=False)} if number else {}),
             )
@@ -73,7 +77,7 @@ def _width(columns: Sequence[TableColumn]) -> int:
 
 
 def _height(rows: int) -> int:
-    return min(_MOST, _ROW * rows + 66)
+    return min(_MOST, _ROW * rows + 60)
 
 
 def grid(table: Table, view: CDSView | None = None, source: ColumnDataSource | None = None) -> DataTable:
@@ -113,7 +117,7 @@ def filtered_grid(table: Table, keys: Sequence[str]) -> LayoutDOM:
     filters, selects = [], []
     for place in places:
         options = list(dict.fromkeys(text_of(row[place]) for row in table.rows))
-        filters.append(GroupFilter(column_name=f"t{place}", group=options[0]))
+        filters.append(GroupFilter(column_name=f"v{place}", group=options[0]))
         selects.append(Select(title=table.columns[place].heading, options=options, value=options[0], width=280))
         selects[-1].js_link("value", filters[-1], "group")
     first = [select.value for select in selects]

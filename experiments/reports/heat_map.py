@@ -1,6 +1,7 @@
 """Heat maps of what is known of each layer: methods × layers, at one alphabet at a time."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -55,15 +56,16 @@ def heat_map(quantities: Sequence[Quantity], rows: Sequence[str], layers: Sequen
     plot = _figure(source, rows, layers, AROUND_ONE if quantities[0].scale == "ratio" else LIGHT_TO_DARK)
     quantity = Select(title="quantity", options=titles, value=titles[0], width=380)
     alphabet = Select(title="alphabet (bits)", options=alphabets, value=alphabets[0], width=160)
-    code = "source.data = {...source.data, ...data[quantity.value][alphabet.value]}"
-    change = CustomJS(args=dict(source=source, data=data, quantity=quantity, alphabet=alphabet), code=code)
+    code = "source.data = {...source.data, ...JSON.parse(data)[quantity.value][alphabet.value]}"
+    # As text, through which Bokeh does not search for models.
+    change = CustomJS(args=dict(source=source, data=json.dumps(data), quantity=quantity, alphabet=alphabet), code=code)
     for select in (quantity, alphabet):
         select.js_on_change("value", change)
     return column(row(alphabet, quantity) if len(titles) > 1 else alphabet, plot)
 
 
 def _shown(quantity: Quantity, values: Mapping[tuple[str, str], float], places) -> dict[str, list]:
-    """Texts, and colours from 0 to 1 (NaN for a missing number)."""
+    """Texts, and colours from 0 to 1 (None for a missing number)."""
     numbers = np.array([values.get(place, np.nan) for place in places], np.float64)
     texts = [MISSING if np.isnan(number) else format(number, quantity.shown) for number in numbers]
     with np.errstate(divide="ignore"):
@@ -75,18 +77,19 @@ def _shown(quantity: Quantity, values: Mapping[tuple[str, str], float], places) 
     else:
         low, high = finite.min(initial=np.inf), finite.max(initial=-np.inf)
     colours = np.clip((scaled - low) / (high - low), 0, 1) if high > low else np.where(np.isnan(scaled), np.nan, 0.0)
-    return dict(text=texts, colour=np.round(colours, 3).tolist())
+    return dict(text=texts, colour=[None if np.isnan(colour) else round(colour, 3) for colour in colours.tolist()])
 
 
 def _figure(source: ColumnDataSource, rows: Sequence[str], layers: Sequence[str], palette: tuple[str, ...]):
     longest = max(map(len, layers))
     wide = min(110, max(64, (WIDTH - 8 * longest - 60) // len(rows)))
-    top = int(30 + 4.6 * max(map(len, rows)))
+    top, right = int(30 + 4.6 * max(map(len, rows))), max(40, int(6 * len(rows[-1])))  # for slanted labels
     plot = figure(
         x_range=FactorRange(*rows),
         y_range=FactorRange(*reversed(layers)),
         x_axis_location="above",
-        width=8 * longest + wide * len(rows) + 60,
+        width=8 * longest + wide * len(rows) + right + 20,
+        min_border_right=right,
         height=22 * len(layers) + top,
         tools="save",
         toolbar_location="below",

@@ -184,7 +184,7 @@ def _every_result(results: Sequence[Result], metrics: Metrics, published: Sequen
         line += [_number(result.layer_error, ".2e"), _number(result.seconds, ".1f")]
         line += [_number(coverage.get(name), ".2%") for name in ("quantized", "multiplications")]
         parameters, bits = coverage.get("parameters"), coverage.get("bits_per_parameter")
-        line += [_number(parameters, ",d"), _number(bits, ".3f")]
+        line += [_number(parameters, ",.0f"), _number(bits, ".3f")]
         line.append(None if parameters is None or bits is None else _number(round(parameters * bits / 8), ",d"))
         line.append(cell.key)
         rows.append(tuple(line))

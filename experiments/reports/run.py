@@ -94,9 +94,8 @@ def _sections(tables: Sequence[Table], results: Sequence[Result], facts: Mapping
 
 def _bits_note(results: Sequence[Result]) -> str:
     seeds = {result.cell.seed for result in results if result.cell.quant}
-    bars = (
-        f"standard deviations over {len(seeds)} seeds" if len(seeds) > 1 else "standard errors over the test examples"
-    )
+    bars = "standard errors over the test examples"
+    bars = f"standard deviations over the seeds, of one seed {bars}" if len(seeds) > 1 else bars
     text = (
         f"Error bars: {bars}. Filled points: half-integer levels; hollow: alphabets with a 0, of which symmetric ones "
     )
