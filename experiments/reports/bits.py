@@ -162,7 +162,7 @@ def _legend(rows: list[Series], colours: list[str], sources: list):
     }
     code = """
         for (const [source, filter] of sources)
-            filter.booleans = Array.from(source.data.row, row => drawn.get(row).visible);
+            filter.booleans = Array.from(source.data.row, row => drawn[row].visible);
     """
     change = CustomJS(args=dict(sources=[list(pair) for pair in sources], drawn=drawn), code=code)
     items = []

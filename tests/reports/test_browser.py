@@ -12,7 +12,7 @@ from PIL import Image
 from experiments.reports.comparison import Run, write_comparison
 from experiments.reports.result_tables import result_tables
 from experiments.reports.run import write_report
-from tests.made_results import METRICS, result
+from tests.made_results import CODES, METRICS, result
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is there to open reports with")
@@ -49,7 +49,8 @@ async function probe() {
     act();
     await wait(1000);
     const section = document.getElementById(name);
-    found[name] = {cells: texts(".slick-cell", section), shown: shown(section)};
+    const rows = models(section).filter(model => model.booleans).map(model => model.booleans);
+    found[name] = {cells: texts(".slick-cell", section), shown: shown(section), rows};
   }
   found.wrong = wrong;
   const place = document.createElement("pre");
@@ -57,12 +58,12 @@ async function probe() {
   place.textContent = JSON.stringify(found);
   document.body.append(place);
 }
-function shown(section) {
+function models(section) {
   const roots = new Set([...section.querySelectorAll("[data-root-id]")].map(root => root.dataset.rootId));
   const found = Bokeh.documents[0].roots().filter(root => roots.has(root.id));
-  return found.flatMap(root => [...root.references()]).filter(model => model.data && model.data.text)
-    .flatMap(model => [...model.data.text]);
+  return found.flatMap(root => [...root.references()]);
 }
+const shown = section => models(section).flatMap(model => [...(model.data?.text ?? model.data?.count ?? [])]);
 function choose(section, number, value) {
   const select = all("select", document.getElementById(section))[number];
   select.value = value;
@@ -108,6 +109,12 @@ def test_a_report(tmp_path):
     actions = """
       table: () => { all(".slick-header-column", document.getElementById("table"))[1].click() },
       layers: () => choose("layers", 0, "3"),
+      codes: () => { choose("codes", 0, "COMQ"); choose("codes", 1, "3"); choose("codes", 2, "blocks_0/fc2") },
+      "layer-table": () => choose("layer-table", 0, "GPTQ"),
+      bits: () => {
+        const [legend] = models(document.getElementById("bits")).filter(model => model.items && model.click_policy);
+        legend.items[1].renderers[0].visible = false;
+      },
     """
     found, picture = opened(tmp_path, (tmp_path / "report.html").read_text(encoding="utf-8"), actions)
     assert found["wrong"] == []
@@ -120,6 +127,12 @@ def test_a_report(tmp_path):
         assert len(drawn) >= count and max(drawn) > 5, (name, drawn)
     assert found["table"]["cells"][::3] == ["RTN", "GPTQ", "COMQ"]  # sorted by the numbers of the second column
     assert found["layers"]["shown"][:3] == ["1.33e-01", "4.44e-02", "6.67e-02"]
+    assert found["codes"]["shown"] == list(CODES["3"])
+    cells = found["layer-table"]["cells"]
+    assert "1.00e-01" in cells and "2.00e-01" in cells and "4.00e-01" not in cells
+    assert [True, False, True] in found["bits"]["rows"] and [True, True, False, False, True, True] in found["bits"][
+        "rows"
+    ]
     pixels = np.asarray(Image.open(picture).convert("RGB"))
     assert pixels.shape[1] == 1260 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 100
     assert (pixels != 255).any(-1).mean() > 0.02
