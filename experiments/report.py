@@ -19,7 +19,7 @@ from experiments.reports import facts
 from experiments.reports.comparison import Run, write_comparison
 from experiments.reports.result_tables import result_tables
 from experiments.reports.run import write_report
-from experiments.results import Result, read_results
+from experiments.results import read_results
 
 _OUT = flags.DEFINE_string("out", "", "File to write; by default report.html, or comparison.html, in the first folder.")
 
@@ -27,7 +27,7 @@ _TABLES, _QUANTIZE = "results.jsonl", "quantize.jsonl"
 
 
 def read_run(folder: str) -> Run:
-    """The results of a folder, the latest of each cell, in the order of the lines.
+    """The results of a folder, of the same row, alphabet and seed the latest, in the order of these lines.
 
     Raises:
       FileNotFoundError: a folder without results.
@@ -42,17 +42,18 @@ def read_run(folder: str) -> Run:
         raise FileNotFoundError(f"{folder} has neither {_TABLES} nor {_QUANTIZE}; expected a folder of config.out")
     if not results:
         raise FileNotFoundError(f"{folder} has no results yet")
-    return Run(folder, latest(results), facts.read_facts(path))
-
-
-def latest(results: Sequence[Result]) -> list[Result]:
-    """Of results of the same row, alphabet and seed the last."""
-    return list({(r.cell.row, r.cell.alphabet, r.cell.seed): r for r in results}.values())
+    last = {(r.cell.row, r.cell.alphabet, r.cell.seed): i for i, r in enumerate(results)}
+    latest = [results[i] for i in sorted(last.values())]
+    # Every line of experiments.quantize has the float model again.
+    older = sum(r.cell.quant is not None for r in results) - sum(r.cell.quant is not None for r in latest)
+    return Run(folder, latest, facts.read_facts(path), older)
 
 
 def write(folders: Sequence[str], out: str = "") -> Path:
     """Writes the report of one folder or the comparison of two, and returns its path."""
     runs = [read_run(folder) for folder in folders]
+    for run in runs:
+        print(run)
     if len(runs) == 2:
         path = Path(out or Path(folders[0]) / "comparison.html")
         write_comparison(path, *runs)

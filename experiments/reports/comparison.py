@@ -22,11 +22,19 @@ from experiments.results import Result
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run to compare: its folder as it was given, the latest results of each cell, and what `read_facts` gives."""
+    """A run to compare: its folder as it was given, the latest results of each cell, and what `read_facts` gives.
+
+    `older` counts the results of the same cells before, which are left out.
+    """
 
     name: str
     results: Sequence[Result]
     facts: Mapping[str, Any]
+    older: int = 0
+
+    def __str__(self) -> str:
+        older = f", without {self.older} earlier of the same cells" if self.older else ""
+        return f"{self.name}, {len(self.results)} results{older}"
 
 
 def write_comparison(path: Path, first: Run, second: Run) -> None:
@@ -36,7 +44,7 @@ def write_comparison(path: Path, first: Run, second: Run) -> None:
     if not common:
         raise ValueError(f"{first.name} and {second.name} have no results of the same row, alphabet and seed")
     lead = [
-        f"A: {first.name}, {len(first.results)} results. B: {second.name}, {len(second.results)} results.",
+        f"A: {first}. B: {second}.",
         f"{len({place[:2] for place in common})} cells of the same method and alphabet with a seed in common are "
         f"compared, {_rest(a, b)}.",
     ]

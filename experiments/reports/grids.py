@@ -57,7 +57,7 @@ def _columns(table: Table, data: dict[str, Sequence]) -> list[TableColumn]:
         number = isinstance(data[f"v{i}"], np.ndarray)
         words = max(map(len, column.heading.split()), default=0)  # headings take two lines
         texts = data[f"t{i}" if number else f"v{i}"]
-        widest = max([*map(len, texts), words, 0.6 * min(len(column.heading), 40)])
+        widest = max([*map(len, texts), words, 0.55 * min(len(column.heading), 60)])
         weight = f";font-weight:<%- w{i} %>" if f"w{i}" in data else ""
         template = f'<div style="text-align:right{weight}"><%- t{i} %></div>'
         columns.append(

@@ -83,10 +83,8 @@ def _sections(tables: Sequence[Table], results: Sequence[Result], facts: Mapping
     note = "Standard errors are over the test examples. The fingerprint is that of the line in the file of results."
     sections.append(Section("results", "Every result", note, grid(measured)))
     if (sizes := whole.part(("row", "alphabet", "seed", *_SIZES), needing=_SIZES)).rows:
-        note = (
-            "Bytes are of the whole model: codes, scales, offsets, and what stays as it is. Seconds are to solve all "
-        )
-        sections.append(Section("sizes", "Sizes and seconds", note + "layers, compilation included.", grid(sizes)))
+        note = "Bytes are of the whole model: codes, scales, offsets, and what stays as it is. Seconds are to solve all"
+        sections.append(Section("sizes", "Sizes and seconds", note + " layers, compilation included.", grid(sizes)))
     if tuned := _tuning(results):
         sections.append(Section("tuning", "Norm tuning", "The loss that it lowers, on held-out examples.", grid(tuned)))
     return [*sections, *_layer_sections(by_name[LAYERS]), *_code_section(results), _identity(facts, results)]
@@ -96,10 +94,8 @@ def _bits_note(results: Sequence[Result]) -> str:
     seeds = {result.cell.seed for result in results if result.cell.quant}
     bars = "standard errors over the test examples"
     bars = f"standard deviations over the seeds, of one seed {bars}" if len(seeds) > 1 else bars
-    text = (
-        f"Error bars: {bars}. Filled points: half-integer levels; hollow: alphabets with a 0, of which symmetric ones "
-    )
-    text += "are not joined. A click on a method in the legend hides it everywhere."
+    text = f"Error bars: {bars}. Filled points: half-integer levels; hollow: alphabets with a 0, of which symmetric"
+    text += " ones are not joined. A click on a method in the legend hides it everywhere."
     return text + (" Dotted: with norm tuning." if any(result.cell.tuning for result in results) else "")
 
 
@@ -137,7 +133,7 @@ def _layer_sections(table: Table) -> list[Section]:
             quantities.append(Quantity(heading, shown, values, scale))
     rows, layers = (list(dict.fromkeys(table.column(key))) for key in ("row", "layer"))
     note = (
-        "Colours run from the smallest (light) to the largest number shown, for errors and seconds by their logarithms."
+        "Colours run from the smallest (light) to the largest number shown, of errors and seconds by their logarithms."
     )
     note += " Sweeps are those needed, mean over the channels, for the methods that report them."
     several = len({number.value for number in table.column("seed")}) > 1
@@ -168,6 +164,7 @@ def _code_section(results: Sequence[Result]) -> list[Section]:
     names = {alphabet for own in counts.values() for by in own.values() for alphabet, _ in by.values()}
     levels = {name: make_alphabet(name).tolist() for name in names}
     note = "How many codes there are of each level."
+    note += " Of the first seed." if len({result.cell.seed for result in results if result.codes}) > 1 else ""
     return [Section("codes", "Codes", note, code_plot(levels, counts))]
 
 

@@ -67,15 +67,16 @@ def test_layer_ratios_are_geometric_means():
 def folders(tmp_path):
     for name, results in (("a", FIRST), ("b", SECOND)):
         (tmp_path / name).mkdir()
-        # An older result of the first cell, which does not count.
-        for one in [result("Float", "", 1.0), *results]:
+        # An older result of a cell, which does not count.
+        for one in [result("COMQ", "2", 1.0), *results]:
             append_line(tmp_path / name / "results.jsonl", one.line())
     return [str(tmp_path / name) for name in "ab"]
 
 
-def test_a_comparison_has_everything_inside(folders):
+def test_a_comparison_has_everything_inside(folders, capsys):
     path = report.write(folders)
     assert path.name == "comparison.html"
+    assert "a, 7 results, without 1 earlier of the same cells\n" in capsys.readouterr().out
     page = path.read_text(encoding="utf-8")
     assert external(page) == []
     assert "4 cells of the same method and alphabet with a seed in common are compared, 1 are in A alone" in page
