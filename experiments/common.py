@@ -70,9 +70,10 @@ def _end(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def run(main, *, configured: bool = True) -> None:
-    """Runs main(argv). An error that a user can meet ends it with one sentence, and a traceback with --verbosity=1.
+def run(main, *, configured: bool = True, arguments: bool = False) -> None:
+    """Runs main(argv), whose flags other `arguments` may follow or not.
 
+    An error that a user can meet ends it with one sentence, and a traceback with --verbosity=1.
     Exit codes: 2 for wrong input, 1 for a failure (a full disk, memory, a run that was stopped, an error of ours).
     SIGTERM, the notice that a pre-empted machine gets, ends it in order, so that temporary files are removed. --help
     shows the keys of --config, too, where the script reads one (`configured`).
@@ -96,7 +97,7 @@ def run(main, *, configured: bool = True) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # JAX reports every kind of device that it does not find
         try:
-            if argv[1:]:
+            if argv[1:] and not arguments:
                 raise ValueError(f"unexpected arguments {' '.join(argv[1:])}; a setting is given as --config.key=value")
             _keep_compiled_code()
             hosts.join()

@@ -17,6 +17,7 @@ from beacon_jax.norm_tuning import TunedNorms, tune_norms
 from beacon_jax.norms import norm_paths
 from beacon_jax.pipeline import plan_layers
 from experiments import common, mixed, row_scales
+from experiments.code_counts import code_counts
 from experiments.grid import Cell, norm_tuning
 from experiments.provenance import Provenance
 from experiments.results import LayerStore, Result
@@ -133,7 +134,7 @@ class Experiment:
             params = done.params
         for cell in group:
             if cell.tuning is None:
-                about = {} if done is None else dict(layers=tuple(done.reports), coverage=_shares(done))
+                about = {} if done is None else about_model(done)
                 yield Result(cell, self.evaluate(params), skipped=self._skipped_of(cell), **about)
             else:  # the layers stay as they are
                 tuned = self.tune(cell, params)
@@ -205,7 +206,8 @@ def _skipped(batches: Iterable[Any]) -> int:
     return len(getattr(batches, "skipped", ()))
 
 
-def _shares(done: QuantizedModel) -> dict[str, float]:
-    """What of the model is quantized."""
+def about_model(done: QuantizedModel) -> dict[str, Any]:
+    """What a Result says of a quantized model: layers, shares of what is quantized, and how often codes are used."""
     names = ("parameters", "quantized", "multiplications", "bits_per_parameter")
-    return {name: getattr(done.coverage, name) for name in names}
+    shares = {name: getattr(done.coverage, name) for name in names}
+    return dict(layers=tuple(done.reports), coverage=shares, codes=code_counts(done))

@@ -1,11 +1,14 @@
 """Quantizes one model with one spec: python -m experiments.quantize --config=configs/digits.py
 
 Prints a report per layer, what of the model is quantized, and the task's metrics before and after; writes the packed
-model to {config.out}/quantized.safetensors and appends the result as a JSON line to {config.out}/quantize.jsonl. With
-config.norm_tuning.enabled the normalization layers are tuned afterwards. A run that was stopped keeps its layers.
+model to {config.out}/quantized.safetensors, appends the result as a JSON line to {config.out}/quantize.jsonl, and
+writes a report, {config.out}/quantize.html. With config.norm_tuning.enabled the normalization layers are tuned
+afterwards. A run that was stopped keeps its layers.
 """
 
 import dataclasses
+import json
+from pathlib import Path
 
 import jax
 from tabulate import tabulate
@@ -13,15 +16,19 @@ from tabulate import tabulate
 from beacon_jax import save_quantized
 from beacon_jax.disk import try_place
 from experiments import common, hosts, mixed
-from experiments.experiment import Experiment
+from experiments.experiment import Experiment, about_model
 from experiments.grid import single_cell
 from experiments.layer_folders import open_store, remove_finished
 from experiments.lines import read_lines
 from experiments.provenance import check_reuse
+from experiments.quantize_results import results_of_line
+from experiments.reports import facts
+from experiments.reports.result_tables import result_tables
+from experiments.reports.run import write_report
 from experiments.run_folder import RunFolder
 from experiments.task import make_task
 
-MODEL, LINES = "quantized.safetensors", "quantize.jsonl"
+MODEL, LINES, REPORT = "quantized.safetensors", "quantize.jsonl", "quantize.html"
 _COLUMNS = "layer kind shape method alphabet output_error mean_cosine min_cosine dead rows solve_seconds".split()
 
 
@@ -51,7 +58,7 @@ def _quantize(config, folder: RunFolder) -> None:
     task = make_task(config)
     cell = single_cell(config, task.fingerprint())
     experiment = Experiment(config, task, folder)
-    folder.try_files(MODEL, LINES)
+    folder.try_files(MODEL, LINES, REPORT)
     experiment.check([cell])
     (cell,) = experiment.provenance.add_to([cell])
     out = folder.path
@@ -88,9 +95,21 @@ def _quantize(config, folder: RunFolder) -> None:
         for which, evaluation in evaluations.items()
     }
     about = dict(key=cell.key, quant_key=cell.quant_key, made_with=cell.made_with, config=config.to_dict())
-    folder.append(LINES, dict(**about, **results, tuning=tuning, layers=reports))
+    shares = {name: own for name, own in about_model(quantized).items() if name != "layers"}
+    line = dict(**about, **results, tuning=tuning, layers=reports, **shares)
+    folder.append(LINES, line)
     store.clear()
-    print(f"quantized model: {out / MODEL}; result: {out / LINES}")
+    if hosts.first():
+        report(out, line, facts.run_facts(config, task.metrics))
+    print(f"quantized model: {out / MODEL}; result: {out / LINES}; all in one page: {out / REPORT}")
+
+
+def report(out: Path, line: dict, about: dict) -> None:
+    """Writes the report of one line."""
+    found = results_of_line(json.loads(json.dumps(line)))
+    metrics = facts.metrics_of(about, found)
+    cells = [result.cell for result in found]
+    write_report(out / REPORT, f"{out.name}, {found[1].cell.row}", result_tables(cells, found, metrics), found, about)
 
 
 if __name__ == "__main__":

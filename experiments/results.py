@@ -14,6 +14,7 @@ from beacon_jax.checkpoint import load_layer, save_layer
 from beacon_jax.disk import disk_errors, replace_text
 from beacon_jax.evaluate import Measured
 from experiments import hosts
+from experiments.code_counts import CodeCounts, read_counts
 from experiments.grid import Cell
 from experiments.lines import read_lines
 
@@ -32,6 +33,7 @@ class Result:
       coverage: what of the model is quantized; likewise.
       tuned: how norm tuning went.
       skipped: examples left out of calibration, tuning and test because they could not be read.
+      codes: how often each level is used in each layer; empty where `layers` is, and in lines from before it was there.
     """
 
     cell: Cell
@@ -40,6 +42,7 @@ class Result:
     coverage: Mapping[str, float] | None = None
     tuned: Mapping[str, float] | None = None
     skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    codes: CodeCounts = dataclasses.field(default_factory=dict)
 
     @property
     def layer_error(self) -> float | None:
@@ -65,14 +68,16 @@ class Result:
         return cls(
             Cell(**{field.name: line[field.name] for field in dataclasses.fields(Cell)}),
             {name: Measured(**measured) for name, measured in line["metrics"].items()},
-            tuple(_report(fields) for fields in line["layers"]),
+            tuple(read_report(fields) for fields in line["layers"]),
             line["coverage"],
             line["tuned"],
             line["skipped"],
+            read_counts(line.get("codes")),
         )
 
 
-def _report(fields: Mapping[str, Any]) -> LayerReport:
+def read_report(fields: Mapping[str, Any]) -> LayerReport:
+    """Of what dataclasses.asdict and JSON made of one. KeyError or TypeError where it is something else."""
     return LayerReport(**{**fields, "shape": tuple(fields["shape"])})
 
 
@@ -135,7 +140,7 @@ class LayerStore:
         for path in sorted(self._folder.glob("*.safetensors")):
             matrix, fields = load_layer(path)
             try:
-                report = _report(fields)
+                report = read_report(fields)
             except (KeyError, TypeError) as error:
                 raise ValueError(f"{path} is of another version of this script; remove it to go on") from error
             finished[report.layer] = report, matrix

@@ -1,36 +1,60 @@
 """The table of methods and bit widths: python -m experiments.tables --config=configs/digits.py
 
 Runs every row of config.table at every alphabet on the model and data of config.task, appends one JSON line per result
-to {config.out}/results.jsonl, and renders table.md, table.csv and a plot of the main metric beside it. A run that was
-stopped goes on where it was: results in the file from the same config and the same model and data are not computed
-again, nor are the layers that were finished. --render_only shows what is there.
+to {config.out}/results.jsonl, and renders table.md, table.csv and a plot of the main metric beside it, and at its end
+report.html. A run that was stopped goes on where it was: results in the file from the same config and the same model
+and data are not computed again, nor are the layers that were finished. --render_only shows what is there.
 """
 
 import contextlib
 import dataclasses
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from absl import flags, logging
 from tqdm import tqdm
 
 from beacon_jax.disk import replace_file, replace_text
-from experiments import common, hosts, render
+from experiments import common, hosts
 from experiments.experiment import Experiment
 from experiments.grid import Cell, cells, grouped
 from experiments.layer_folders import open_store, remove_finished
 from experiments.provenance import check_reuse, taken
+from experiments.reports import facts, png, table
+from experiments.reports.result_tables import LONG, RESULTS, result_tables
+from experiments.reports.run import write_report
 from experiments.results import Result, read_results
 from experiments.run_folder import RunFolder
 from experiments.task import Task, make_task
 
 _RENDER_ONLY = flags.DEFINE_bool("render_only", False, "Compute nothing; show the results that are there.")
 
-
-LINES = "results.jsonl"
+LINES, REPORT = "results.jsonl", "report.html"
 
 
 class RenderError(ValueError):
     """Results that are there and cannot be shown."""
+
+
+@contextlib.contextmanager
+def _rendering(out: Path) -> Iterator[None]:
+    """What tabulate, matplotlib, Bokeh or a metric's format raise becomes RenderError; OSError is for the disk."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # whatever these libraries raise
+        reason = f"{type(error).__name__}: {error}"
+        raise RenderError(f"the results are in {out / LINES}, but cannot be shown ({reason})") from error
+
+
+def _tables(grid: list[Cell], results: dict[str, Result], config, task: Task) -> tuple[list[table.Table], list[Result]]:
+    """The tables of the results that are there, and these."""
+    # A row may have another title by now.
+    here = [dataclasses.replace(results[cell.key], cell=cell) for cell in grid if cell.key in results]
+    published = facts.published({"config": config.to_dict()})
+    return result_tables(grid, here, task.metrics, published), here
 
 
 def render_all(grid: list[Cell], results: dict[str, Result], config, task: Task) -> str:
@@ -39,21 +63,42 @@ def render_all(grid: list[Cell], results: dict[str, Result], config, task: Task)
     Raises RenderError for what tabulate, matplotlib or a metric's format make of them, OSError for the disk.
     """
     out = Path(config.out)
-    # A row may have another title by now.
-    here = [dataclasses.replace(results[cell.key], cell=cell) for cell in grid if cell.key in results]
-    own = config.table.published if config.table.published_model == config.model.name else ()
-    try:
-        markdown = render.markdown(grid, here, task.metrics, [tuple(number) for number in own])
+    with _rendering(out):
+        tables, _ = _tables(grid, results, config, task)
+        by_name = {own.name: own for own in tables}
+        markdown = table.markdown(own for own in tables if own.name not in LONG)
         if hosts.first():
             replace_text(out / "table.md", markdown)
-            replace_file(out / "table.csv", lambda path: render.write_csv(here, path))
-            replace_file(out / f"{task.main}.png", lambda path: render.plot(here, task.metrics, path))
-    except OSError:
-        raise
-    except Exception as error:  # whatever these libraries raise
-        reason = f"{type(error).__name__}: {error}"
-        raise RenderError(f"the results are in {out / LINES}, but cannot be shown ({reason})") from error
+            replace_file(out / "table.csv", lambda path: table.write_csv(by_name[RESULTS], path))
+            replace_file(out / f"{task.main}.png", lambda path: png.plot(by_name[task.main], path))
     return markdown
+
+
+def report(grid: list[Cell], results: dict[str, Result], config, task: Task, computed: bool = True) -> None:
+    """Writes the HTML report of the results that are there, some of them `computed` now; raises as `render_all`."""
+    out = Path(config.out)
+    with _rendering(out):
+        if hosts.first():
+            about = facts.run_facts(config, task.metrics)
+            if not computed:  # what shows results is not what they were computed by
+                about["versions"] = facts.read_facts(out).get("versions", {})
+            tables, here = _tables(grid, results, config, task)
+            write_report(out / REPORT, out.name, tables, here, about, missing=len(grid) - len(here))
+
+
+@contextlib.contextmanager
+def reported_when_stopped(grid: list[Cell], results: dict[str, Result], config, folder: RunFolder, task: Task):
+    """Writes the report of what there is when whatever is inside is stopped or fails, and lets that go on."""
+    try:
+        yield
+    except BaseException:
+        try:
+            if results:
+                folder.check()
+                report(grid, results, config, task)
+        except (OSError, RenderError) as error:
+            logging.warning("there is no report of what was computed: %s", error)
+        raise
 
 
 def compute(
@@ -110,20 +155,29 @@ def main(_):
         grid = cells(config, task.fingerprint())
         experiment = Experiment(config, task, folder)
         if folder is not None:
-            folder.try_files(LINES, "table.md", "table.csv", f"{task.main}.png")
+            folder.try_files(LINES, "table.md", "table.csv", f"{task.main}.png", facts.FILE, REPORT)
             experiment.check(grid)
         grid = experiment.provenance.add_to(grid)
         results, failures = known(grid, config), []
         before = len(results)
         if folder is not None:
             drop_finished_layers(grid, results, folder)
-            failures = compute(grid, results, config, experiment, folder)
+            if hosts.first():
+                replace_text(out / facts.FILE, json.dumps(facts.run_facts(config, task.metrics), indent=1))
+            with reported_when_stopped(grid, results, config, folder, task):
+                failures = compute(grid, results, config, experiment, folder)
+        elif not results:  # what is beside them may be of others
+            raise ValueError(
+                f"{out / LINES} has no results of these settings and this version; table.md and what is beside it stay"
+            )
         print(render_all(grid, results, config, task))
+        report(grid, results, config, task, computed=folder is not None)
     after = len(results)
     print(f"{after - before} of {len(grid)} results computed, {before} were there already, {len(grid) - after} missing")
     print(f"table: {out / 'table.md'} and {out / 'table.csv'}")
     print(f"plot:  {out / task.main}.png")
     print(f"lines: {out / LINES}")
+    print(f"all in one page: {out / REPORT}")
     if failures:
         raise common.Failed(f"{len(failures)} could not be computed: " + "; ".join(failures))
 

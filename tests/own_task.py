@@ -8,7 +8,6 @@ import numpy as np
 
 from beacon_jax.evaluate import Mean, RelativeOutputError
 from experiments.task import Task
-from tests.pictures import assert_is_a_plot
 
 
 def apply(params, batch):

@@ -13,18 +13,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from beacon_jax import LayerReport, balance_rows, load_params, load_quantized, save_quantized
-from beacon_jax.evaluate import Measured, Perplexity, Top1, evaluate
+from beacon_jax import balance_rows, load_params, load_quantized, save_quantized
+from beacon_jax.evaluate import Top1, evaluate
 from beacon_jax.models.convert import convert_state_dict
 from beacon_jax.models.state_dict import read_state_dict
 from beacon_jax.models.vit import create_vit
 from configs import base, digits
-from experiments import common, grid, hub, quantize, render, results
+from experiments import common, grid, hub, quantize, results
 from experiments.experiment import Experiment
 from experiments.files import evaluated, export
 from experiments.grid import TUNED
 from experiments.lines import append_line
 from experiments.task import make_task
+from tests.made_results import result
 from tests.models.vits import timm_state
 from tests.pictures import assert_is_a_plot
 
@@ -60,6 +61,9 @@ def test_table_is_resumed_and_rendered(tmp_path):
     np.testing.assert_allclose([float(r["top1"]) for r in rows], [r["metrics"]["top1"]["value"] for r in found])
     assert_is_a_plot(tmp_path / "top1.png")
     assert not any((tmp_path / "layers").iterdir())
+    assert all(set(r["codes"]) == {layer["layer"] for layer in r["layers"]} for r in found)
+    assert [sum(map(sum, r["codes"].values())) for r in found] == [0, *2 * [4 * 48 * 48 + 8 * 48 * 48, 0]]
+    assert "5 results; 4 layers quantized" in (tmp_path / "report.html").read_text(encoding="utf-8")
     # Killed while the last line was written: that cell alone is computed again, to the same numbers.
     (tmp_path / "results.jsonl").write_text("\n".join(lines[:4]) + "\n" + lines[4][:50])
     rendered = run("tables", *arguments, "--render_only")
@@ -76,6 +80,8 @@ def test_quantize_writes_a_model_that_loads(tmp_path):
     assert "Top-1 in percent (100 test examples): float " in printed and "bits per parameter over" in printed
     line = json.loads((tmp_path / "quantize.jsonl").read_text())
     assert len(line["layers"]) == 16 and line["config"]["quant"]["alphabet"] == "3"
+    page = (tmp_path / "quantize.html").read_text(encoding="utf-8")
+    assert "2 results; 16 layers quantized; 100 test examples" in page and "<h2>Codes</h2>" in page
     config = digits.get_config()
     config.data.test_images = 100
     params, layers = load_quantized(tmp_path / "quantized.safetensors")
@@ -402,67 +408,6 @@ def test_a_result_is_read_as_it_was_written(tmp_path):
     for one in written:
         append_line(tmp_path / "results.jsonl", one.line())
     assert results.read_results(tmp_path / "results.jsonl") == written
-
-
-METRICS = {"top1": Top1(), "perplexity": Perplexity()}
-
-
-def result(row, alphabet, top1, error=0.1, seed=0):
-    """The result of a cell, of which only place, numbers and layer error are looked at."""
-    title, tuned, _ = row.partition(TUNED)
-    quant, tuning = {} if not alphabet else {"method": "rtn"}, {"steps": 1} if tuned else None
-    cell = grid.Cell(title, alphabet, seed, 16, quant or None, tuning, f"{row} {alphabet} {seed}", "")
-    numbers = ["fc", "dense", (2, 2), "rtn", alphabet, error, 0.9, 0.9, 0, 4, 0.0, 1.0]
-    layers = (LayerReport(*numbers),) if alphabet and not tuned else ()
-    metrics = {"top1": Measured(top1, 0.5, 100), "perplexity": Measured(3.0, 0.1, 100)}
-    coverage = {"quantized": 0.5, "bits_per_parameter": 4.0} if layers else None
-    return results.Result(cell, metrics, layers, coverage, {"step": 1} if tuned else None)
-
-
-def table(markdown, title):
-    """The cells of the table under a title, without its header."""
-    lines = markdown[markdown.index(title) :].split("\n\n")[1].splitlines()[2:]
-    return [[c.strip() for c in line.split("|")[1:-1]] for line in lines]
-
-
-def test_what_was_not_run_is_a_dash():
-    cells = cells_of(rows=("rtn", "comq"), alphabets=("2", "3"), norm_tuning=True)
-    found = [result("Float", "", 98.0), result("RTN", "2", 90.0), result("COMQ", "3", 97.0)]
-    published = [("Float", "", 98.5), ("RTN", "2", 91.25), ("RTN", "3", 95.0)]
-    markdown = render.markdown(cells, found, METRICS, published)
-    assert table(markdown, "Top-1 in percent, ± standard error; float model 98.00 ± 0.50, 100 test") == [
-        ["RTN", "90.00 ± 0.50", "–"], ["RTN" + TUNED, "–", "–"],
-        ["COMQ", "–", "97.00 ± 0.50"], ["COMQ" + TUNED, "–", "–"]]  # fmt: skip
-    assert table(markdown, "Change against")[0] == ["RTN", "-8.00", "–"]
-    assert table(markdown, "Perplexity")[0] == ["RTN", "3.000", "–"]
-    assert [row[0] for row in table(markdown, "Relative output error")] == ["RTN", "COMQ"]
-    assert table(markdown, "published and measured") == [
-        ["Float", "", "98.50", "98.00 ± 0.50", "-0.50"],
-        ["RTN", "2", "91.25", "90.00 ± 0.50", "-1.25"],
-        ["RTN", "3", "95.00", "–", "–"],
-    ]
-    assert "published" not in render.markdown(cells, found, METRICS)
-    assert table(render.markdown(cells, [], METRICS), "Top-1 in percent")[0] == ["RTN", "–", "–"]
-
-
-def test_several_seeds_give_mean_and_standard_deviation():
-    cells = cells_of(rows=("rtn",), alphabets=("2",), seeds=(0, 1, 2))
-    found = [
-        result("Float", "", 98.0),
-        *(result("RTN", "2", top1, seed=i) for i, top1 in enumerate((90.0, 92.0, 94.0))),
-    ]
-    markdown = render.markdown(cells, found, METRICS)
-    assert table(markdown, "Top-1 in percent, mean ± standard deviation of 3 seeds") == [["RTN", "92.00 ± 2.00"]]
-    assert table(markdown, "Change against") == [["RTN", "-6.00"]]
-
-
-@pytest.mark.parametrize("metrics", [METRICS, dict(reversed(METRICS.items()))], ids=["higher", "lower"])
-def test_a_plot_of_either_direction(tmp_path, metrics):
-    found = [result("Float", "", 98.0), result("RTN", "2", 20.0), result("RTN", "int2", 97.0)]
-    found += [result("RTN" + TUNED, "2", 91.0), result("RTN", "mixed 2.5", 91.0)]
-    render.plot(found, metrics, tmp_path / "plot.png")
-    assert_is_a_plot(tmp_path / "plot.png")
-    render.plot([], metrics, tmp_path / "empty.png")
 
 
 @pytest.mark.slow

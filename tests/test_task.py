@@ -82,7 +82,7 @@ def test_a_table_from_the_command_line(tmp_path, module):
 
 def test_a_stopped_table_goes_on(tmp_path, module, monkeypatch, capsys):
     # After each result a plot would take longer than these do.
-    monkeypatch.setattr(tables.render, "plot", lambda *given: given[-1].write_bytes(b""))
+    monkeypatch.setattr(tables.png, "plot", lambda *given: given[-1].write_bytes(b""))
     config = config_of(module, tmp_path / "out")
     config.table.rows = ("rtn", "comq")
     path = tmp_path / "out" / "results.jsonl"
@@ -135,7 +135,7 @@ def test_a_table_that_cannot_be_rendered_is_computed(tmp_path, module, monkeypat
     def broken(*_):
         raise ValueError("no such marker")
 
-    monkeypatch.setattr(tables.render, "plot", broken)
+    monkeypatch.setattr(tables.png, "plot", broken)
     config = config_of(module, tmp_path / "out")
     config.table.rows, config.norm_tuning.enabled = ("rtn",), False
     task = make_task(config)
