@@ -1,12 +1,32 @@
 """Writing files so that they are there whole or not at all, and what the disk says as one sentence with the path."""
 
 import contextlib
+import contextvars
 import errno
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
+
+_writer = contextvars.ContextVar("writer", default="")
+
+
+@contextlib.contextmanager
+def writing_as(name: str) -> Iterator[None]:
+    """Inside, files that are not whole yet carry this name, so that several processes can replace one file.
+
+    Each then replaces it whole, and the last counts. Without it they take the same name, which the next run overwrites.
+    """
+    token = _writer.set(f".{name}")
+    try:
+        yield
+    finally:
+        _writer.reset(token)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}{_writer.get()}.partial")
 
 
 @contextlib.contextmanager
@@ -43,7 +63,7 @@ def replace_file(path: str | os.PathLike, write: Callable[[Path], None]) -> None
       OSError: with the path; the file is then as it was, and nothing is left beside it.
     """
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
+    partial = _partial(path)
     with disk_errors(path):
         make_folder(path.parent)
         try:
@@ -63,6 +83,27 @@ def replace_file(path: str | os.PathLike, write: Callable[[Path], None]) -> None
 def replace_text(path: str | os.PathLike, text: str) -> None:
     """`replace_file` with a text in UTF-8."""
     replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def create_file(path: Path, data: bytes) -> bool:
+    """Makes a file where there is none, False where there is one; of several processes that try one alone makes it.
+
+    One that is killed meanwhile can leave it empty.
+
+    Raises:
+      OSError: with the path.
+    """
+    with disk_errors(path):
+        make_folder(path.parent)
+        try:
+            with path.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except FileExistsError:
+            return False
+        sync_folder(path.parent)
+    return True
 
 
 def sync_folder(folder: Path) -> None:
@@ -88,7 +129,7 @@ def try_place(path: str | os.PathLike, size: int = 2**16) -> None:
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"cannot write {path}: a folder is in its place")
-    trial = path.with_name(path.name + ".partial")
+    trial = _partial(path)
     with disk_errors(path):
         make_folder(path.parent)
         if path.exists() and not os.access(path, os.W_OK):

@@ -13,13 +13,16 @@ from experiments.results import ABOUT, DELETED, LayerStore, read_about
 from experiments.run_folder import RunFolder
 
 
-def open_store(folder: RunFolder, cell: Cell, reuse: str, **more: Any) -> LayerStore:
+def open_store(
+    folder: RunFolder, cell: Cell, reuse: str, *, check: Callable[[], None] = lambda: None, **more: Any
+) -> LayerStore:
     """The layers of a cell; with reuse "any" those of the same settings that were made otherwise, where there are some.
 
     Args:
       folder: of the run.
       cell: with its facts.
       reuse: one of provenance.REUSE. What is of the same settings and made otherwise is printed.
+      check: called before each layer is saved, after the folder's own.
       more: to be kept with what the layers are about.
     """
     own = folder.path / "layers" / cell.quant_key
@@ -29,7 +32,12 @@ def open_store(folder: RunFolder, cell: Cell, reuse: str, **more: Any) -> LayerS
     (path,) = hosts.from_first(
         taken([(about["settings"], about["made_with"])], found, reuse, what) if hosts.first() else None
     )
-    return LayerStore(path or own, about, folder.check)
+
+    def check_both():
+        folder.check()
+        check()
+
+    return LayerStore(path or own, about, check_both)
 
 
 def remove_finished(folder: RunFolder, finished: Callable[[str, dict[str, Any]], bool]) -> None:

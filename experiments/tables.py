@@ -3,7 +3,8 @@
 Runs every row of config.table at every alphabet on the model and data of config.task, appends one JSON line per result
 to {config.out}/results.jsonl, and renders table.md, table.csv and a plot of the main metric beside it. A run that was
 stopped goes on where it was: results in the file from the same config and the same model and data are not computed
-again, nor are the layers that were finished. --render_only shows what is there.
+again, nor are the layers that were finished. --render_only shows what is there. With --shared the same command, started
+on several machines or devices with one config.out, computes the table together.
 """
 
 import contextlib
@@ -18,11 +19,16 @@ from experiments import common, hosts, render
 from experiments.experiment import Experiment
 from experiments.grid import Cell, cells, grouped
 from experiments.layer_folders import open_store, remove_finished
+from experiments.leases import LeaseLost
 from experiments.provenance import check_reuse, taken
 from experiments.results import Result, read_results
 from experiments.run_folder import RunFolder
 from experiments.task import Task, make_task
+from experiments.workers import Alone, Workers, check_shared, title
 
+_SHARED = flags.DEFINE_bool("shared", False, "Compute the table together with others that are started with --shared.")
+_LEASE = flags.DEFINE_float("lease_seconds", 300, "With --shared: a worker that shows no life for so long is replaced.")
+_WAIT = flags.DEFINE_bool("wait", True, "With --shared: wait for what others are at work on, to take over if they end.")
 _RENDER_ONLY = flags.DEFINE_bool("render_only", False, "Compute nothing; show the results that are there.")
 
 
@@ -57,38 +63,55 @@ def render_all(grid: list[Cell], results: dict[str, Result], config, task: Task)
 
 
 def compute(
-    grid: list[Cell], results: dict[str, Result], config, experiment: Experiment, folder: RunFolder
+    grid: list[Cell],
+    results: dict[str, Result],
+    config,
+    experiment: Experiment,
+    folder: RunFolder,
+    workers: Workers | None = None,
 ) -> list[str]:
-    """Computes what is missing of `results`, and adds it there and to the file; returns what failed."""
-    task = experiment.task
-    groups, failures = grouped(cell for cell in grid if cell.key not in results), []
-    with tqdm(desc="results", unit="result", total=sum(map(len, groups))) as bar:
-        for group in groups:
-            name = f"{group[0].row}, {group[0].alphabet} bit" if group[0].quant else group[0].row
+    """Computes what is missing of `results`, and adds it there and to the file; returns what failed.
+
+    With `workers` it is computed together with others, whose results are added, too.
+    """
+    task, failures = experiment.task, []
+    missing = [cell for cell in grid if cell.key not in results]
+    work = ((group, Alone()) for group in grouped(missing))
+    if workers is not None:
+        work = workers.work(grid, results, lambda: known(grid, config, tell=False))
+    with tqdm(desc="results", unit="result", total=len({cell.key for cell in missing})) as bar:
+        for group, lease in work:
+            name = title(group)
             bar.set_postfix_str(name)
             try:
-                store = open_store(folder, group[0], config.reuse)
-                for result in experiment.results(group, store):
-                    results[result.cell.key] = result
-                    folder.append(LINES, result.line())
-                    try:
-                        render_all(grid, results, config, task)
-                    except RenderError as error:  # the end of the run says so again
-                        logging.warning("%s", error)
-                    bar.update()
-                store.clear()
+                with lease:
+                    store = open_store(folder, group[0], config.reuse, check=lease.check)
+                    for result in experiment.results(group, store):
+                        lease.check()
+                        results[result.cell.key] = result
+                        folder.append(LINES, result.line(), result.cell.key)
+                        try:
+                            render_all(grid, results, config, task)
+                        except RenderError as error:  # the end of the run says so again
+                            logging.warning("%s", error)
+                        bar.update(len({cell.key for cell in missing} & results.keys()) - bar.n)
+                    lease.check()
+                    store.clear()
+            except LeaseLost as lost:
+                print(f"{name}: {lost}; what this worker was computing of it is dropped")
             except ValueError as error:  # a method that cannot do this one; the others go on
                 failures.append(f"{name}: {error}")
     if hasattr(task.test, "summary"):
         print(f"test data: {task.test.summary()}")
-    return failures
+    return failures + (workers.failed if workers is not None else [])
 
 
-def known(grid: list[Cell], config) -> dict[str, Result]:
+def known(grid: list[Cell], config, *, tell: bool = True) -> dict[str, Result]:
     """{key: result} of the cells whose results are in the file; see provenance.taken for what counts as such."""
     path = Path(config.out) / LINES
     found = [(result.cell.settings, result.cell.made_with, result) for result in read_results(path)]
-    results = taken([(cell.settings, cell.made_with) for cell in grid], found, config.reuse, f"results in {path}")
+    wanted = [(cell.settings, cell.made_with) for cell in grid]
+    results = taken(wanted, found, config.reuse, f"results in {path}", tell=tell)
     return {cell.key: result for cell, result in zip(grid, results, strict=True) if result is not None}
 
 
@@ -99,13 +122,24 @@ def drop_finished_layers(grid: list[Cell], results: dict[str, Result], folder: R
     remove_finished(folder, lambda key, _: key in finished)
 
 
+def tidy(grid: list[Cell], config, folder: RunFolder) -> bool:
+    """Whether nothing is missing; then layers are removed that a worker left which was killed after the last result."""
+    results = known(grid, config, tell=False)
+    if any(cell.key not in results for cell in grid):
+        return False
+    drop_finished_layers(grid, results, folder)
+    return True
+
+
 def main(_):
     config = common.get_config()
     check_reuse(config.reuse)
+    if _SHARED.value:
+        check_shared(_LEASE.value)
     out = Path(config.out)
     with contextlib.ExitStack() as stack:
         # What only shows results may do so beside the run that computes them.
-        folder = None if _RENDER_ONLY.value else stack.enter_context(RunFolder(out))
+        folder = None if _RENDER_ONLY.value else stack.enter_context(RunFolder(out, shared=_SHARED.value))
         task = make_task(config)
         grid = cells(config, task.fingerprint())
         experiment = Experiment(config, task, folder)
@@ -113,14 +147,20 @@ def main(_):
             folder.try_files(LINES, "table.md", "table.csv", f"{task.main}.png")
             experiment.check(grid)
         grid = experiment.provenance.add_to(grid)
-        results, failures = known(grid, config), []
+        results, failures, workers = known(grid, config), [], None
         before = len(results)
         if folder is not None:
-            drop_finished_layers(grid, results, folder)
-            failures = compute(grid, results, config, experiment, folder)
+            if folder.worker:
+                workers = Workers(folder, _LEASE.value, _WAIT.value, config.reuse)
+                folder.when_last(lambda: tidy(grid, config, folder))
+            else:
+                drop_finished_layers(grid, results, folder)
+            failures = compute(grid, results, config, experiment, folder, workers)
         print(render_all(grid, results, config, task))
-    after = len(results)
-    print(f"{after - before} of {len(grid)} results computed, {before} were there already, {len(grid) - after} missing")
+    others = workers.others if workers is not None else 0
+    own, missing = len(results) - before - others, len(grid) - len(results)
+    by = f", {others} by others" if workers is not None else ""
+    print(f"{own} of {len(grid)} results computed{by}, {before} were there already, {missing} missing")
     print(f"table: {out / 'table.md'} and {out / 'table.csv'}")
     print(f"plot:  {out / task.main}.png")
     print(f"lines: {out / LINES}")
