@@ -98,9 +98,8 @@ def make_small() -> None:
     decoder.DECODERS["tiny"] = dict(vocabulary=300, width=16, depth=1, heads=2, hidden=16, dropout=0.1)
 
 
-def start(name: str, out: Path, log: Path, prepare=lambda: None) -> int:
-    """The process of a script, forked."""
-    main, arguments = SCRIPTS[name]
+def start(main, arguments: list[str], out: Path, log: Path, prepare=lambda: None) -> int:
+    """The process of a script, forked; compiled code is kept beside the log."""
     process = os.fork()
     if process:
         return process
@@ -110,7 +109,11 @@ def start(name: str, out: Path, log: Path, prepare=lambda: None) -> int:
         os.dup2(file, 1)
         os.dup2(file, 2)
         make_small()
-        sys.argv = [name, f"--compilation_cache={out.parent / 'cache'}", *(a.format(out=out) for a in arguments)]
+        sys.argv = [
+            main.__module__,
+            f"--compilation_cache={log.parent / 'cache'}",
+            *(a.format(out=out) for a in arguments),
+        ]
         prepare()
         common.run(main)
     except SystemExit as end:
@@ -163,10 +166,10 @@ def kill_once(name: str, out: Path, log: Path, rng: random.Random, usual: float)
     how = rng.choice(("event", "event", "write", "moment"))
     number, share = rng.randint(1, 60), rng.random()
     if how == "event":
-        return how, wait(start(name, out, log, lambda: kill_before(out, number)))
+        return how, wait(start(*SCRIPTS[name], out, log, lambda: kill_before(out, number)))
     if how == "write":
-        return how, wait(start(name, out, log, lambda: kill_within_write(1 + number % 24, share)))
-    process = start(name, out, log)
+        return how, wait(start(*SCRIPTS[name], out, log, lambda: kill_within_write(1 + number % 24, share)))
+    process = start(*SCRIPTS[name], out, log)
     time.sleep(rng.uniform(0.3, 1) * usual)
     os.kill(process, signal.SIGKILL)
     return how, wait(process)
@@ -180,9 +183,9 @@ def run(kills: int, folder: Path, names: list[str], seed: int) -> str:
     reference, usual = {}, {}
     for name in names:
         out = folder / f"{name}_whole"
-        assert wait(start(name, out, log)) == 0, log.read_text()
+        assert wait(start(*SCRIPTS[name], out, log)) == 0, log.read_text()
         begun = time.monotonic()
-        assert wait(start(name, folder / f"{name}_again", log)) == 0, log.read_text()
+        assert wait(start(*SCRIPTS[name], folder / f"{name}_again", log)) == 0, log.read_text()
         usual[name] = time.monotonic() - begun
         reference[name] = left(out)
         assert left(folder / f"{name}_again") == reference[name], f"{name} twice is not the same"
@@ -200,7 +203,7 @@ def run(kills: int, folder: Path, names: list[str], seed: int) -> str:
                 break
             total += 1
         else:
-            assert wait(start(name, out, log)) == 0, (name, log.read_text(encoding="utf-8"))
+            assert wait(start(*SCRIPTS[name], out, log)) == 0, (name, log.read_text(encoding="utf-8"))
         found = left(out)
         assert found.keys() == reference[name].keys(), (name, found.keys() ^ reference[name].keys())
         wrong = [path for path, held in found.items() if held != reference[name][path]]

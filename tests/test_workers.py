@@ -16,7 +16,7 @@ from experiments.workers import Workers
 CELLS = [
     Cell(f"row {i}", "2", 0, 8, {"method": "rtn"}, tuning, f"settings {i} {tuning}", f"quantized {i}", {"jax": "1"})
     for i in range(3)
-    for tuning in (None, {})
+    for tuning in (None, {"steps": 1})
 ]
 
 
