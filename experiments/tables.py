@@ -4,7 +4,7 @@ Runs every row of config.table at every alphabet on the model and data of config
 to {config.out}/results.jsonl, and renders table.md, table.csv and a plot of the main metric beside it. A run that was
 stopped goes on where it was: results in the file from the same config and the same model and data are not computed
 again, nor are the layers that were finished. --render_only shows what is there. With --shared the same command, started
-on several machines or devices with one config.out, computes the table together.
+on several machines or devices with one config.out, computes the table together. --dry_run shows what there is to do.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from absl import flags, logging
 from tqdm import tqdm
 
 from beacon_jax.disk import replace_file, replace_text
-from experiments import common, hosts, render
+from experiments import common, hosts, plan, render
 from experiments.experiment import Experiment
 from experiments.grid import Cell, cells, grouped
 from experiments.layer_folders import open_store, remove_finished
@@ -138,16 +138,21 @@ def main(_):
         check_shared(_LEASE.value)
     out = Path(config.out)
     with contextlib.ExitStack() as stack:
-        # What only shows results may do so beside the run that computes them.
-        folder = None if _RENDER_ONLY.value else stack.enter_context(RunFolder(out, shared=_SHARED.value))
+        # What only shows something may do so beside the run that computes it.
+        showing = _RENDER_ONLY.value or plan.DRY_RUN.value
+        folder = None if showing else stack.enter_context(RunFolder(out, shared=_SHARED.value))
         task = make_task(config)
         grid = cells(config, task.fingerprint())
         experiment = Experiment(config, task, folder)
         if folder is not None:
             folder.try_files(LINES, "table.md", "table.csv", f"{task.main}.png")
+        if not _RENDER_ONLY.value:
             experiment.check(grid)
         grid = experiment.provenance.add_to(grid)
         results, failures, workers = known(grid, config), [], None
+        if plan.DRY_RUN.value:
+            past = [result.line()["layers"] for result in read_results(out / LINES)]
+            return print(plan.table_plan(grid, results, past, experiment, out))
         before = len(results)
         if folder is not None:
             if folder.worker:
