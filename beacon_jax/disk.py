@@ -4,10 +4,13 @@ import contextlib
 import contextvars
 import errno
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
+
+from beacon_jax import places
 
 _writer = contextvars.ContextVar("writer", default="")
 
@@ -49,20 +52,25 @@ def make_folder(folder: Path) -> None:
     for place in (folder, *folder.parents):
         if place.exists() and not place.is_dir():
             raise NotADirectoryError(f"{place} is a file, not a folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    if not places.is_remote(folder):  # there made with the first file
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def replace_file(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
     """Replaces a file in one atomic step, after its bytes have reached the disk; makes its folder.
 
     Args:
-      path: the file.
-      write: writes all of it to the path that it is given, beside the file.
+      path: the file, or an address (see places.py), which is written whole; how far that is atomic is up to the
+        storage: buckets do it so.
+      write: writes all of it to the path that it is given, beside the file, or a temporary one.
 
     Raises:
       OSError: with the path; the file is then as it was, and nothing is left beside it.
     """
-    path = Path(path)
+    path = places.place(path)
+    if places.is_remote(path):
+        _replace_remote(path, write)
+        return
     partial = _partial(path)
     with disk_errors(path):
         make_folder(path.parent)
@@ -80,6 +88,17 @@ def replace_file(path: str | os.PathLike, write: Callable[[Path], None]) -> None
         sync_folder(path.parent)
 
 
+def _replace_remote(path, write) -> None:
+    with tempfile.TemporaryDirectory(prefix="beacon_jax_") as folder:
+        local = Path(folder) / path.name
+        with disk_errors(local):
+            try:
+                write(local)
+            except SafetensorError as error:
+                raise OSError(str(error)) from error
+        places.put_file(path, local)
+
+
 def replace_text(path: str | os.PathLike, text: str) -> None:
     """`replace_file` with a text in UTF-8."""
     replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
@@ -91,8 +110,14 @@ def create_file(path: Path, data: bytes) -> bool:
     One that is killed meanwhile can leave it empty.
 
     Raises:
-      OSError: with the path.
+      OSError: with the path; also for an address whose storage cannot write only what is new.
     """
+    if places.is_remote(path):
+        try:
+            places.put(path, data, only_new=True)
+        except FileExistsError:
+            return False
+        return True
     with disk_errors(path):
         make_folder(path.parent)
         try:
@@ -126,10 +151,14 @@ def try_place(path: str | os.PathLike, size: int = 2**16) -> None:
     Raises:
       OSError: with the path and the reason.
     """
-    path = Path(path)
+    path = places.place(path)
     if path.is_dir():
         raise IsADirectoryError(f"cannot write {path}: a folder is in its place")
     trial = _partial(path)
+    if places.is_remote(path):
+        places.put(trial, bytes(2**12))
+        trial.unlink()
+        return
     with disk_errors(path):
         make_folder(path.parent)
         if path.exists() and not os.access(path, os.W_OK):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from beacon_jax.places import is_remote
 from experiments import hosts
 from experiments.grid import Cell
 from experiments.provenance import taken
@@ -52,6 +53,8 @@ def remove_finished(folder: RunFolder, finished: Callable[[str, dict[str, Any]],
     for path, about in _folders(folder.path):
         if finished(path.name, about):
             LayerStore(path).clear()
+    if is_remote(folder.path):  # where there are no empty folders, and none is renamed
+        return
     for path in (folder.path / "layers").glob("*"):
         if path.name.endswith(DELETED):
             shutil.rmtree(path, ignore_errors=True)
@@ -61,7 +64,7 @@ def remove_finished(folder: RunFolder, finished: Callable[[str, dict[str, Any]],
 
 def _folders(path: Path) -> list[tuple[Path, dict[str, Any]]]:
     """(folder, what its layers are about), the latest last."""
-    found = sorted((path / "layers").glob(f"*/{ABOUT}"), key=lambda about: (about.stat().st_mtime_ns, about))
+    found = sorted((path / "layers").glob(f"*/{ABOUT}"), key=lambda about: (about.stat().st_mtime_ns, str(about)))
     return [
         (about.parent, read_about(about, ("settings", "made_with")))
         for about in found

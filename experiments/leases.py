@@ -19,7 +19,8 @@ from pathlib import Path
 
 from absl import logging
 
-from beacon_jax.disk import create_file, disk_errors, replace_text
+from beacon_jax.disk import create_file, replace_text
+from beacon_jax.places import read_all
 
 HELD, FREE, FAILED = "held", "free", "failed"
 LEAST_SECONDS = 1.0
@@ -83,7 +84,9 @@ class Leases:
         for path in self._folder.glob("*"):
             if found := re.fullmatch(r"(.+)\.(\d+)", path.name):
                 latest[found[1]] = max(latest.get(found[1], 0), int(found[2]))
-        return {name: _read(_path(self._folder, name, number), number) for name, number in latest.items()}
+        paths = {_path(self._folder, name, number): (name, number) for name, number in latest.items()}
+        held = read_all(paths)
+        return {name: _parsed(held.get(path, b""), number) for path, (name, number) in paths.items()}
 
     def failed(self) -> dict[str, Seen]:
         """{name: its latest lease} of what a worker could not do since this one began."""
@@ -112,13 +115,6 @@ class Leases:
             return None
         return Lease(path, name, self.owner, self._seconds, after=seen.owner if seen.state == HELD else "")
 
-    def clear(self) -> None:
-        """Removes all leases; for a worker that knows that it is the only one."""
-        for path in self._folder.glob("*"):
-            path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # it is not there, or not empty
-            self._folder.rmdir()
-
 
 class Lease:
     """A lease that this worker has, renewed until the end of a `with`.
@@ -141,7 +137,8 @@ class Lease:
         """Raises LeaseLost where this worker has it no more."""
         following = _path(self._path.parent, self.name, self._own.number + 1)
         if following.exists():
-            owner = _read(following, self._own.number + 1).owner or "another worker"
+            held = read_all([following]).get(following, b"")
+            owner = _parsed(held, self._own.number + 1).owner or "another worker"
             raise LeaseLost(f"{owner} took over, since the lease had not been renewed for {self._seconds:g} s")
         if not self._path.exists():
             raise LeaseLost(f"the lease {self._path} was removed")
@@ -189,10 +186,9 @@ def _text(seen: Seen) -> str:
     return json.dumps(dataclasses.asdict(seen))
 
 
-def _read(path: Path, number: int) -> Seen:
-    """What a lease says; where it was only begun, or is gone by now, as of nobody."""
+def _parsed(held: bytes, number: int) -> Seen:
+    """What a lease says; where it was only begun, as of nobody."""
     try:
-        with disk_errors(path, "read"):
-            return Seen(**json.loads(path.read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError):
+        return Seen(**json.loads(held))
+    except (ValueError, TypeError):
         return Seen(number)

@@ -4,7 +4,6 @@ Several workers cannot add to one file: of each line they make a file in a folde
 read together, and `collect_lines` puts them into the file once there are no workers.
 """
 
-import contextlib
 import json
 import os
 import re
@@ -16,20 +15,23 @@ from typing import Any
 from absl import logging
 
 from beacon_jax.disk import disk_errors, replace_file, sync_folder
+from beacon_jax.places import is_remote, read_all
 from experiments import hosts
 
 APART = ".lines"  # at the end of the folder's name, in place of .jsonl
 
 
 def append_line(path: Path, line: Mapping[str, Any]) -> None:
-    """Adds a line, and returns when it has reached the disk; only the first process writes.
+    """Adds a line, and returns when it has reached the disk; only the first process writes. For an address `add_line`.
 
     What a run left of an unfinished last line is dropped before.
 
     Raises:
       OSError: with the path; the file then ends where it ended.
     """
-    if hosts.first():
+    if hosts.first() and is_remote(path):
+        add_line(path, line)  # nothing can be added to what lies there
+    elif hosts.first():
         _append(path, json.dumps(line).encode())
 
 
@@ -75,8 +77,10 @@ def add_line(path: Path, line: Mapping[str, Any], key: str = "") -> None:
 def collect_lines(folder: Path) -> None:
     """Puts the lines that workers made files of into the files that they are for; for a run that has the folder alone.
 
-    Killed in between, it leaves no line twice.
+    Killed in between, it leaves no line twice. At an address they stay, since nothing can be added to a file there.
     """
+    if is_remote(folder):
+        return
     for apart in folder.glob(f"*{APART}"):
         path = apart.with_suffix(".jsonl")
         there = set(path.read_bytes().split(b"\n")) if path.exists() else set()
@@ -124,10 +128,8 @@ def read_lines(path: Path, parse: Callable[[Any], Any]) -> list[Any]:
 
 
 def _read_lines(path, parse):
-    apart = {}  # read first: what is collected meanwhile is in the file then
-    for file in _apart(path):
-        with contextlib.suppress(FileNotFoundError), disk_errors(file, "read"):
-            apart[file.read_bytes()] = str(file)
+    with disk_errors(path, "read"):  # these first: what is collected meanwhile is in the file then
+        apart = {line: str(file) for file, line in read_all(_apart(path)).items()}
     lines = []
     if path.exists():
         with disk_errors(path, "read"):

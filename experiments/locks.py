@@ -13,6 +13,11 @@ from beacon_jax.disk import disk_errors
 SHARED = "workers with --shared"
 
 
+def in_use(what: str | os.PathLike, owner: str, instead: str) -> str:
+    """The sentence that something is in use by its owner, and by which key of the configuration to take another."""
+    return f"{what} is in use by another run ({owner}); wait until it ends, or set another {instead}"
+
+
 class Lock:
     """A locked file, for what only one run at a time may write. OSError, in one sentence, where another run has it.
 
@@ -35,9 +40,7 @@ class Lock:
             except BlockingIOError as error:
                 owner = os.read(self._descriptor, 1000).decode(errors="replace").strip() or "that is just starting"
                 os.close(self._descriptor)
-                raise OSError(
-                    f"{what} is in use by another run ({owner}); wait until it ends, or set another {instead}"
-                ) from error
+                raise OSError(in_use(what, owner, instead)) from error
             except OSError as error:
                 logging.warning("%s cannot be locked (%s): start no second run there", path, error.strerror)
             if self.held():

@@ -7,13 +7,13 @@ config.norm_tuning.enabled the normalization layers are tuned afterwards. A run 
 """
 
 import dataclasses
-from pathlib import Path
 
 import jax
 from tabulate import tabulate
 
 from beacon_jax import save_quantized
 from beacon_jax.disk import try_place
+from beacon_jax.places import place
 from experiments import common, hosts, mixed, plan
 from experiments.experiment import Experiment
 from experiments.grid import single_cell
@@ -29,16 +29,22 @@ _COLUMNS = "layer kind shape method alphabet output_error mean_cosine min_cosine
 
 def main(_):
     config = common.get_config()
-    check_reuse(config.reuse)
     if plan.DRY_RUN.value:
-        return print(_plan(config))
+        print(_plan(config))
+    else:
+        run(config)
+
+
+def run(config) -> None:
+    """All that the script does without --dry_run."""
+    check_reuse(config.reuse)
     with RunFolder(config.out) as folder:
         _quantize(config, folder)
 
 
 def _plan(config) -> str:
     """What there is to do, and whether it was done before."""
-    task, out = make_task(config), Path(config.out)
+    task, out = make_task(config), place(config.out)
     experiment = Experiment(config, task)
     cell = single_cell(config, task.fingerprint())
     experiment.check([cell])

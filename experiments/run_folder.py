@@ -5,17 +5,18 @@ Or of several workers, each of which leaves alone what the others write; the las
 
 import contextlib
 import os
-import shutil
 import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from beacon_jax.disk import disk_errors, make_folder, try_place, writing_as
+from beacon_jax.places import is_remote, place, remove_folder
 from experiments import hosts
 from experiments.leases import new_owner
 from experiments.lines import add_line, append_line, collect_lines
 from experiments.locks import Lock
+from experiments.remote_lock import RemoteLock
 
 LOCK = "run.lock"
 ACTIVATIONS = "activations"
@@ -35,9 +36,9 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike, size: int = 2**20, *, shared: bool = False):
         """`size`: bytes for which there must be room; `shared`: with other workers."""
-        self.path, self._size = Path(path), size
+        self.path, self._size = place(path), size
         self.worker = new_owner() if shared else ""
-        self._lock: Lock | None = None
+        self._lock: Lock | RemoteLock | None = None
         self._finished: Callable[[], bool] = lambda: False
         self._stack = contextlib.ExitStack()
 
@@ -49,7 +50,10 @@ class RunFolder:
                 with disk_errors(self.path, "write to"):
                     make_folder(self.path)
                 try_place(self.path / LOCK, self._size)
-                self._lock = Lock(self.path / LOCK, self.path, "config.out", shared=bool(self.worker))
+                if is_remote(self.path):
+                    self._lock = RemoteLock(self.path, self.worker or new_owner(), shared=bool(self.worker))
+                else:
+                    self._lock = Lock(self.path / LOCK, self.path, "config.out", shared=bool(self.worker))
                 if not self.worker:
                     self._clean()
                 self._stack = stack.pop_all()
@@ -73,8 +77,11 @@ class RunFolder:
 
     @property
     def activations(self) -> Path | None:
-        """Where calibration data waits; None with several processes, which each use a temporary folder of their own."""
-        if not hosts.alone():
+        """Where calibration data waits; None for the system's temporary folder.
+
+        That is taken with several processes, which each have their own, and where the folder is no local one.
+        """
+        if not hosts.alone() or is_remote(self.path):
             return None
         # What killed workers left there is found by its locks, which are known to reach within one machine.
         return self.path / ACTIVATIONS / socket.gethostname() if self.worker else self.path / ACTIVATIONS
@@ -105,8 +112,8 @@ class RunFolder:
 
     def _clean(self) -> None:
         """Removes what is of no use once its run has ended, and collects the lines of workers."""
-        shutil.rmtree(self.path / ACTIVATIONS, ignore_errors=True)
-        shutil.rmtree(self.path / LEASES, ignore_errors=True)
+        remove_folder(self.path / ACTIVATIONS)
+        remove_folder(self.path / LEASES)
         collect_lines(self.path)
         for partial in self.path.glob("*.partial"):
             partial.unlink(missing_ok=True)

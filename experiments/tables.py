@@ -9,12 +9,12 @@ on several machines or devices with one config.out, computes the table together.
 
 import contextlib
 import dataclasses
-from pathlib import Path
 
 from absl import flags, logging
 from tqdm import tqdm
 
 from beacon_jax.disk import replace_file, replace_text
+from beacon_jax.places import place
 from experiments import common, hosts, plan, render
 from experiments.experiment import Experiment
 from experiments.grid import Cell, cells, grouped
@@ -44,7 +44,7 @@ def render_all(grid: list[Cell], results: dict[str, Result], config, task: Task)
 
     Raises RenderError for what tabulate, matplotlib or a metric's format make of them, OSError for the disk.
     """
-    out = Path(config.out)
+    out = place(config.out)
     # A row may have another title by now.
     here = [dataclasses.replace(results[cell.key], cell=cell) for cell in grid if cell.key in results]
     own = config.table.published if config.table.published_model == config.model.name else ()
@@ -108,7 +108,7 @@ def compute(
 
 def known(grid: list[Cell], config, *, tell: bool = True) -> dict[str, Result]:
     """{key: result} of the cells whose results are in the file; see provenance.taken for what counts as such."""
-    path = Path(config.out) / LINES
+    path = place(config.out) / LINES
     found = [(result.cell.settings, result.cell.made_with, result) for result in read_results(path)]
     wanted = [(cell.settings, cell.made_with) for cell in grid]
     results = taken(wanted, found, config.reuse, f"results in {path}", tell=tell)
@@ -136,7 +136,7 @@ def main(_):
     check_reuse(config.reuse)
     if _SHARED.value:
         check_shared(_LEASE.value)
-    out = Path(config.out)
+    out = place(config.out)
     with contextlib.ExitStack() as stack:
         # What only shows something may do so beside the run that computes it.
         showing = _RENDER_ONLY.value or plan.DRY_RUN.value
