@@ -50,12 +50,13 @@ class RemoteLock:
                     raise OSError(in_use(self._folder, owner, "config.out"))
 
     def held(self) -> bool:
-        """Whether this run still has its lease."""
+        """Whether this run still has its lease, and no single run took a worker that was stopped for a dead one."""
         try:
             self._lease.check()
         except LeaseLost:
             return False
-        return True
+        run = self._leases.all().get(RUN) if self._shared else None
+        return run is None or run.state != HELD
 
     def alone(self) -> bool:
         """Whether this run has its lease, and of workers this is the last."""

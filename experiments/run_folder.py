@@ -87,8 +87,13 @@ class RunFolder:
         return self.path / ACTIVATIONS / socket.gethostname() if self.worker else self.path / ACTIVATIONS
 
     def check(self) -> None:
-        """Raises OSError where the folder was deleted, or replaced by another."""
+        """Raises OSError where the folder was deleted, replaced by another, or taken by a run elsewhere."""
         if self._lock is not None and not self._lock.held():
+            if is_remote(self.path):
+                raise OSError(
+                    f"this run was stopped for so long that another may be at work in {self.path}, or it was deleted; "
+                    "the same command goes on"
+                )
             raise OSError(
                 f"the folder {self.path} was deleted or replaced while the run went on, and what it held is gone; "
                 "the same command starts again"
