@@ -20,6 +20,7 @@ from experiments.experiment import Experiment
 from experiments.grid import Cell, cells, grouped
 from experiments.layer_folders import open_store, remove_finished
 from experiments.leases import LeaseLost
+from experiments.logs import Log, check_logs, open_logs
 from experiments.provenance import check_reuse, taken
 from experiments.results import Result, read_results
 from experiments.run_folder import RunFolder
@@ -69,10 +70,12 @@ def compute(
     experiment: Experiment,
     folder: RunFolder,
     workers: Workers | None = None,
+    log: Log = lambda result: None,
 ) -> list[str]:
     """Computes what is missing of `results`, and adds it there and to the file; returns what failed.
 
-    With `workers` it is computed together with others, whose results are added, too.
+    With `workers` it is computed together with others, whose results are added, too. What is computed here is given to
+    `log`.
     """
     task, failures = experiment.task, []
     missing = [cell for cell in grid if cell.key not in results]
@@ -90,6 +93,7 @@ def compute(
                         lease.check()
                         results[result.cell.key] = result
                         folder.append(LINES, result.line(), result.cell.key)
+                        log(result)
                         try:
                             render_all(grid, results, config, task)
                         except RenderError as error:  # the end of the run says so again
@@ -134,6 +138,7 @@ def tidy(grid: list[Cell], config, folder: RunFolder) -> bool:
 def main(_):
     config = common.get_config()
     check_reuse(config.reuse)
+    check_logs(config.log)
     if _SHARED.value:
         check_shared(_LEASE.value)
     out = place(config.out)
@@ -141,6 +146,7 @@ def main(_):
         # What only shows something may do so beside the run that computes it.
         showing = _RENDER_ONLY.value or plan.DRY_RUN.value
         folder = None if showing else stack.enter_context(RunFolder(out, shared=_SHARED.value))
+        log = None if folder is None else stack.enter_context(open_logs(config))
         task = make_task(config)
         grid = cells(config, task.fingerprint())
         experiment = Experiment(config, task, folder)
@@ -160,7 +166,7 @@ def main(_):
                 folder.when_last(lambda: tidy(grid, config, folder))
             else:
                 drop_finished_layers(grid, results, folder)
-            failures = compute(grid, results, config, experiment, folder, workers)
+            failures = compute(grid, results, config, experiment, folder, workers, log)
         print(render_all(grid, results, config, task))
     others = workers.others if workers is not None else 0
     own, missing = len(results) - before - others, len(grid) - len(results)
