@@ -96,10 +96,17 @@ class Leases:
             if seen.state == FAILED and (name, seen.number) not in self._failed_before
         }
 
-    def claim(self, name: str) -> "Lease | None":
-        """A lease of a name; None where another worker has one that is not known to have ended, or where it failed."""
-        begun = time.monotonic()
-        seen = self.all().get(name, Seen(0, state=FREE))
+    def claim(self, *names: str) -> "Lease | None":
+        """A lease of the first of some names that can be had; None where there is none.
+
+        That is where another worker has one that is not known to have ended, or where it failed.
+        """
+        begun, latest = time.monotonic(), self.all()
+        leases = (self._claim(name, latest.get(name, Seen(0, state=FREE)), begun) for name in names)
+        return next((lease for lease in leases if lease is not None), None)
+
+    def _claim(self, name: str, seen: Seen, begun: float) -> "Lease | None":
+        """`seen`: its latest lease, as it was read after `begun`."""
         if seen.state == FAILED and (name, seen.number) not in self._failed_before:
             return None
         if seen.state == HELD:

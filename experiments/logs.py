@@ -51,7 +51,9 @@ def _tensorboard(config: Any) -> Iterator[Log]:
 
     def log(result: Result) -> None:
         # A result is rare, and a writer for each leaves nothing unwritten when the run is killed.
-        with SummaryWriter(str(folder / _name(result).replace("/", "∕"))) as writer:
+        with SummaryWriter(
+            str(folder / _name(result).replace("/", "∕")), filename_suffix=f".{result.cell.key}"
+        ) as writer:
             for name, value in numbers(result).items():
                 writer.add_scalar(name, value, round(100 * bits_of(result)))
 

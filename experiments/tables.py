@@ -82,7 +82,7 @@ def compute(
     work = ((group, Alone()) for group in grouped(missing))
     if workers is not None:
         work = workers.work(grid, results, lambda: known(grid, config, tell=False))
-    with tqdm(desc="results", unit="result", total=len({cell.key for cell in missing})) as bar:
+    with tqdm(desc="results", unit="result", total=len({cell.key for cell in missing}), disable=None) as bar:
         for group, lease in work:
             name = title(group)
             bar.set_postfix_str(name)

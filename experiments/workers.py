@@ -62,7 +62,7 @@ class Workers:
             groups = {name: group for name, group in groups.items() if name not in failed}
             if not groups:
                 return
-            lease = next((lease for name in groups if (lease := self._leases.claim(name))), None)
+            lease = self._leases.claim(*groups)
             if lease is not None:
                 said = None
                 yield from self._claimed(grid, groups, lease, results, read)

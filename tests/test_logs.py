@@ -18,7 +18,9 @@ REPORT = LayerReport("w", "dense", (8, 4), "rtn", "2", 0.25, 0.9, 0.9, 0, 16, 1.
 
 
 def result(alphabet="2", layers=(REPORT,), quant=True, top1=90.0):
-    cell = Cell("RTN", alphabet, 3, 8, {"method": "rtn"} if quant else None, None, "settings", "quantized", {})
+    cell = Cell(
+        "RTN", alphabet, 3, 8, {"method": "rtn"} if quant else None, None, f"settings {alphabet}", "quantized", {}
+    )
     coverage = {"bits_per_parameter": 2.5} if layers else None
     return Result(cell, {"top1": Measured(top1, 1.0, 100)}, layers, coverage)
 
