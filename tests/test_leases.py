@@ -41,8 +41,8 @@ def all_claim(own):
 
 def test_one_of_many_gets_it_and_one_of_many_takes_over(tmp_path):
     own = workers(tmp_path, 8)
-    (lease,) = all_claim(own)
     begun = time.monotonic()
+    (lease,) = all_claim(own)
     assert all_claim(own) == []
     kill(lease)
     os.utime(tmp_path / "a.1", (0, 0))  # no clock of the file system's counts
