@@ -62,14 +62,14 @@ class RunFolder:
     def __exit__(self, *_):
         with self._stack:
             if self._lock is not None:
-                # Locks may not reach other machines: as long as something is left to do, there may be workers.
-                if self._lock.alone() and (not self.worker or self._finished()):
-                    self._clean()
-                elif self.worker and self.activations is not None:
-                    with contextlib.suppress(OSError):  # another worker's data is there
-                        self.activations.rmdir()
-                self._lock.close()
-                self._lock = None
+                lock, self._lock = self._lock, None
+                with contextlib.closing(lock):
+                    # Locks may not reach other machines: as long as something is left to do, there may be workers.
+                    if lock.alone() and (not self.worker or self._finished()):
+                        self._clean()
+                    elif self.worker and self.activations is not None:
+                        with contextlib.suppress(OSError):  # another worker's data is there
+                            self.activations.rmdir()
 
     def when_last(self, finished: Callable[[], bool]) -> None:
         """At the end of the `with` the last of the workers that share the folder cleans it, if finished() is True."""
