@@ -126,12 +126,16 @@ def drop_finished_layers(grid: list[Cell], results: dict[str, Result], folder: R
     remove_finished(folder, lambda key, _: key in finished)
 
 
-def tidy(grid: list[Cell], config, folder: RunFolder) -> bool:
-    """Whether nothing is missing; then layers are removed that a worker left which was killed after the last result."""
+def tidy(grid: list[Cell], config, task: Task, folder: RunFolder) -> bool:
+    """Whether nothing is missing. Then layers are removed that a worker left which was killed after the last result.
+
+    And the table is written once more: of several workers one that knew less can have been the last to write it.
+    """
     results = known(grid, config, tell=False)
     if any(cell.key not in results for cell in grid):
         return False
     drop_finished_layers(grid, results, folder)
+    render_all(grid, results, config, task)
     return True
 
 
@@ -163,7 +167,7 @@ def main(_):
         if folder is not None:
             if folder.worker:
                 workers = Workers(folder, _LEASE.value, _WAIT.value, config.reuse)
-                folder.when_last(lambda: tidy(grid, config, folder))
+                folder.when_last(lambda: tidy(grid, config, task, folder))
             else:
                 drop_finished_layers(grid, results, folder)
             failures = compute(grid, results, config, experiment, folder, workers, log)
