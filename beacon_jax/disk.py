@@ -1,12 +1,35 @@
 """Writing files so that they are there whole or not at all, and what the disk says as one sentence with the path."""
 
 import contextlib
+import contextvars
 import errno
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
+
+from beacon_jax import places
+
+_writer = contextvars.ContextVar("writer", default="")
+
+
+@contextlib.contextmanager
+def writing_as(name: str) -> Iterator[None]:
+    """Inside, files that are not whole yet carry this name, so that several processes can replace one file.
+
+    Each then replaces it whole, and the last counts. Without it they take the same name, which the next run overwrites.
+    """
+    token = _writer.set(f".{name}")
+    try:
+        yield
+    finally:
+        _writer.reset(token)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}{_writer.get()}.partial")
 
 
 @contextlib.contextmanager
@@ -29,21 +52,26 @@ def make_folder(folder: Path) -> None:
     for place in (folder, *folder.parents):
         if place.exists() and not place.is_dir():
             raise NotADirectoryError(f"{place} is a file, not a folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    if not places.is_remote(folder):  # there made with the first file
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 def replace_file(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
     """Replaces a file in one atomic step, after its bytes have reached the disk; makes its folder.
 
     Args:
-      path: the file.
-      write: writes all of it to the path that it is given, beside the file.
+      path: the file, or an address (see places.py), which is written whole; how far that is atomic is up to the
+        storage: buckets do it so.
+      write: writes all of it to the path that it is given, beside the file, or a temporary one.
 
     Raises:
       OSError: with the path; the file is then as it was, and nothing is left beside it.
     """
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
+    path = places.place(path)
+    if places.is_remote(path):
+        _replace_remote(path, write)
+        return
+    partial = _partial(path)
     with disk_errors(path):
         make_folder(path.parent)
         try:
@@ -60,9 +88,47 @@ def replace_file(path: str | os.PathLike, write: Callable[[Path], None]) -> None
         sync_folder(path.parent)
 
 
+def _replace_remote(path, write) -> None:
+    with tempfile.TemporaryDirectory(prefix="beacon_jax_") as folder:
+        local = Path(folder) / path.name
+        with disk_errors(local):
+            try:
+                write(local)
+            except SafetensorError as error:
+                raise OSError(str(error)) from error
+        places.put_file(path, local)
+
+
 def replace_text(path: str | os.PathLike, text: str) -> None:
     """`replace_file` with a text in UTF-8."""
     replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def create_file(path: Path, data: bytes) -> bool:
+    """Makes a file where there is none, False where there is one; of several processes that try one alone makes it.
+
+    One that is killed meanwhile can leave it empty.
+
+    Raises:
+      OSError: with the path; also for an address whose storage cannot write only what is new.
+    """
+    if places.is_remote(path):
+        try:
+            places.put(path, data, only_new=True)
+        except FileExistsError:
+            return False
+        return True
+    with disk_errors(path):
+        make_folder(path.parent)
+        try:
+            with path.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except FileExistsError:
+            return False
+        sync_folder(path.parent)
+    return True
 
 
 def sync_folder(folder: Path) -> None:
@@ -85,10 +151,14 @@ def try_place(path: str | os.PathLike, size: int = 2**16) -> None:
     Raises:
       OSError: with the path and the reason.
     """
-    path = Path(path)
+    path = places.place(path)
     if path.is_dir():
         raise IsADirectoryError(f"cannot write {path}: a folder is in its place")
-    trial = path.with_name(path.name + ".partial")
+    trial = _partial(path)
+    if places.is_remote(path):
+        places.put(trial, bytes(2**12))
+        trial.unlink()
+        return
     with disk_errors(path):
         make_folder(path.parent)
         if path.exists() and not os.access(path, os.W_OK):

@@ -5,7 +5,9 @@ import os
 import struct
 import zipfile
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+from beacon_jax.places import is_remote, place, remote_errors
 from beacon_jax.preprocessing import UnreadableImageError, decoded_formats
 
 MAX_FILE_BYTES = 2**28  # of one image file, as it lies or unpacked from a zip file
@@ -74,6 +76,34 @@ class FolderFiles:
             return file.read(MAX_FILE_BYTES)
 
 
+class RemoteFiles:
+    """The files below an address (see places.py), as `FolderFiles` gives those of a folder."""
+
+    def __init__(self, root: Any):
+        self._root = root
+
+    def children(self, folder: str) -> tuple[list[str], list[str]]:
+        """The names of the folders and of the files in a folder ("" is the root), sorted, without hidden ones."""
+        own = join(self._root.path.rstrip("/"), folder) if folder else self._root.path
+        folders, files = [], []
+        with remote_errors(self._root, "list"):
+            for entry in self._root.fs.ls(own, detail=True):
+                name = entry["name"].rstrip("/").rsplit("/", 1)[-1]
+                # A bucket can have an object that stands for the folder itself.
+                if not _hidden(name) and entry["name"].strip("/") != own.strip("/"):
+                    (folders if entry["type"] == "directory" else files).append(name)
+        return sorted(folders), sorted(files)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file. OSError where it cannot be read, UnreadableImageError where it is too large."""
+        path = self._root / name
+        with remote_errors(path, "read"):
+            size = self._root.fs.size(path.path)
+        _check_size(size)
+        with remote_errors(path, "read"):
+            return self._root.fs.cat_file(path.path)
+
+
 class Listed:
     """The listings of other files, kept so that each folder is listed once."""
 
@@ -88,9 +118,10 @@ class ZipFiles:
     """
 
     def __init__(self, path: Path):
+        """`path`: also an address, of which only what is wanted is read."""
         count = _entry_count(path)
         try:
-            self._zip = zipfile.ZipFile(path)
+            self._zip = zipfile.ZipFile(path.open("rb") if is_remote(path) else path)
         except OSError:
             raise
         except Exception as error:  # zipfile raises whatever damaged bytes lead to
@@ -145,12 +176,17 @@ class ZipFiles:
             raise UnreadableImageError(str(error).split("\n")[0] or type(error).__name__) from error
 
 
-def open_files(root: str) -> FolderFiles | ZipFiles:
-    """The files of a folder or zip file. FileNotFoundError where there is none, ValueError for a damaged one."""
-    path = Path(root)
+def open_files(root: str) -> FolderFiles | ZipFiles | RemoteFiles:
+    """The files of a folder or zip file, also at an address (see places.py).
+
+    FileNotFoundError where there is none, ValueError for a damaged one.
+    """
+    path = place(root)
     if not root or not path.exists():
         raise FileNotFoundError(f"no image folder or zip file at {root!r}; set the data's root")
-    return FolderFiles(path) if path.is_dir() else ZipFiles(path)
+    if not path.is_dir():
+        return ZipFiles(path)
+    return RemoteFiles(path) if is_remote(path) else FolderFiles(path)
 
 
 def _check_size(size: int) -> None:

@@ -13,6 +13,7 @@ from absl import logging
 
 from beacon_jax.folder_labels import labelled_files
 from beacon_jax.image_files import open_files
+from beacon_jax.places import local_only
 
 SPLITS = ("train", "test")
 DIGITS_TEST = 500
@@ -47,6 +48,8 @@ class TfdsSource:
     def __init__(self, dataset: str, split: str, data_dir: str | None):
         import tensorflow_datasets as tfds
 
+        if data_dir:
+            local_only(data_dir, "the data_dir of TFDS")
         builder = tfds.builder(dataset, data_dir=data_dir or None)
         prepare = f"tfds build {dataset} --file_format=array_record --data_dir={builder.data_dir_root}"
         versions = _prepared_versions(Path(builder.data_dir).parent)

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 
 from beacon_jax.disk import disk_errors, replace_file
 from beacon_jax.leaves import as_key, is_key, key_name, key_numbers
+from beacon_jax.places import local_copy, place
 
 VERSION = 2
 KEY = "beacon_jax"
@@ -78,19 +79,19 @@ def read_tensors(path: str | os.PathLike, *, tensors: bool = True) -> TensorFile
     """Reads a file of this version, checking every byte of it, or of version 1, which has no checksums.
 
     Args:
-      path: the file.
+      path: the file, or an address (see places.py).
       tensors: whether to read them, or only what is said about them.
 
     Raises:
       FileNotFoundError: no such file.
       ValueError: a damaged file, or another one.
     """
-    if not Path(path).is_file():
+    if not place(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {str(path)!r}")
     try:
-        with disk_errors(path, "read"), safe_open(path, framework="numpy") as file:
+        with local_copy(path) as local, disk_errors(path, "read"), safe_open(local, framework="numpy") as file:
             metadata = file.metadata() or {}
-            arrays = arrays_of(path, file) if tensors else {}
+            arrays = arrays_of(local, file) if tensors else {}
     except (SafetensorError, AttributeError, TypeError) as error:  # the last two: a dtype that NumPy has not
         raise ValueError(f"{path} is not a readable safetensors file ({error}); is it truncated?") from error
     if metadata.get("format") == _FIRST:

@@ -40,6 +40,9 @@ def get_config() -> ConfigDict:
     # or block sizes or devices: not taken (same), or taken (any). What differs is printed.
     config.reuse = "same"
 
+    # Where each result of a table goes beside its line: tensorboard ({out}/tensorboard) and wandb (Weights & Biases).
+    config.log = ()
+
     # The function of this config that makes model, data and metrics (see experiments/task.py): package.module:function
     config.task = "experiments.tasks.images:images"
 

@@ -19,6 +19,7 @@ from tabulate import tabulate
 from beacon_jax.abstract_run import AbstractPlacement
 from experiments import common
 from experiments.abstract_experiment import AbstractExperiment
+from experiments.amounts import amount
 from experiments.compiled_code import Visit
 from experiments.grid import cells, grouped, single_cell
 from experiments.programs import HELPERS, LARGE, Programs, Row
@@ -76,11 +77,11 @@ def show(programs: Programs, target: Target, *, true_float32: bool = True) -> st
     bound = "at most " if any(row.code.launches[1] for row in programs.rows) else ""
     most = ", ".join(f"{name} {count:,}" for name, count in kernels.most_common(4))
     largest = max(row.memory for row in programs.rows)
-    of = f" of {_amount(target.chip.memory)} ({target.chip.source})" if target.chip.memory else ""
+    of = f" of {amount(target.chip.memory)} ({target.chip.source})" if target.chip.memory else ""
     said = [
         f"{len(programs.rows)} programs, {sum(row.seconds for row in programs.rows):.0f} s of one core to compile",
         f"kernels of the whole run, on each device: {bound}{kernels.total():,} ({most} …)",
-        f"memory of the largest program, on each device: {_amount(largest)}{of}",
+        f"memory of the largest program, on each device: {amount(largest)}{of}",
     ]
     return "\n".join([table, "", *said, *warnings(programs, target, true_float32=true_float32)])
 
@@ -104,9 +105,9 @@ def warnings(programs: Programs, target: Target, *, true_float32: bool = True, l
         gathered = [own for own in given if own.nbytes >= large]
         if gathered:
             own = max(gathered, key=lambda own: own.nbytes)
-            found.append(f"{name}: an array of {_amount(own.nbytes)} goes to other devices whole ({own.collective})")
+            found.append(f"{name}: an array of {amount(own.nbytes)} goes to other devices whole ({own.collective})")
         if target.chip.memory and row.memory > target.chip.memory:
-            found.append(f"{name}: {_amount(row.memory)} do not fit the chip's {_amount(target.chip.memory)}")
+            found.append(f"{name}: {amount(row.memory)} do not fit the chip's {amount(target.chip.memory)}")
     return [f"warning: {said}" for said in found]
 
 
@@ -119,8 +120,8 @@ def _line(row: Row) -> list[str]:
         row.shapes,
         f"{row.runs:,}",
         f"{row.seconds:.1f}",
-        _amount(row.arguments),
-        _amount(row.temporary),
+        amount(row.arguments),
+        amount(row.temporary),
         exchanged(row.code.collectives()),
         calls or "–",
         "–" if inner is None else f"{inner[0]} × {inner[1]:,}",
@@ -135,17 +136,9 @@ def exchanged(visits: list[Visit]) -> str:
     for kind in kinds:
         own = [v for v in visits if v.instruction.collective == kind]
         bound = "≤ " if any(v.bound for v in own) else ""
-        amount = _amount(sum(v.times * v.instruction.nbytes for v in own))
-        said.append(f"{bound}{sum(v.times for v in own):,} {kind} of {amount}")
+        size = amount(sum(v.times * v.instruction.nbytes for v in own))
+        said.append(f"{bound}{sum(v.times for v in own):,} {kind} of {size}")
     return ", ".join(said) or "–"
-
-
-def _amount(count: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"
 
 
 def main(_):

@@ -35,7 +35,7 @@ class Experiment:
         self.skipped: dict[str, int] = {}  # examples left out of the latest calibration, tuning and test
         self.bit_widths = ""  # the table of those chosen for the latest cell with a budget
         self._row_scales = row_scales.RowScales(task)
-        self._model: tuple[Model, int] | None = None  # as `_traced` gives it
+        self._model: tuple[Model, int] | None = None  # as `traced` gives it
         # Examples of the latest calibration and the latest tuning, decoded once; statistics that rows share.
         self.drawn = functools.lru_cache(maxsize=2)(self._draw)
         self._float_stats = functools.lru_cache(maxsize=1)(lambda key: FloatStats())
@@ -78,7 +78,7 @@ class Experiment:
         """The float parameters to quantize for a cell's fields: the task's, with balance_rows those with row scales."""
         if not row_scales.wanted(quant):
             return self.task.params
-        model, _ = self._traced(batches)
+        model, _ = self.traced(batches)
         return self._row_scales.params(model, mixed.spec_of(quant), next(iter(batches)))
 
     def _spec(self, cell: Cell, store: LayerStore, params: Any) -> QuantSpec:
@@ -153,7 +153,7 @@ class Experiment:
         """
         for cell in (cell for cell in cells if cell.quant is not None):
             batches = self.drawn(cell.calibration_images, cell.seed)
-            model, examples = self._traced(batches)
+            model, examples = self.traced(batches)
             rows = {layer.name: layer.rows * cell.calibration_images // examples for layer in model.layers}
             own_rows = rows.__getitem__ if self.task.weights is None else None
             spec, examples = mixed.spec_of(cell.quant), cell.calibration_images
@@ -170,7 +170,7 @@ class Experiment:
                     raise ValueError(f"norm tuning needs batches of two examples or more, got {count} by {size}")
                 self._tuning_batches(cell)
 
-    def _traced(self, batches: Iterable[Any]) -> tuple[Model, int]:
+    def traced(self, batches: Iterable[Any]) -> tuple[Model, int]:
         """The model, traced for the first batch that there is, and its number of examples."""
         if self._model is None:
             batch = next(iter(batches), None)

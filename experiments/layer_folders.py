@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from beacon_jax.places import is_remote
 from experiments import hosts
 from experiments.grid import Cell
 from experiments.provenance import taken
@@ -13,13 +14,16 @@ from experiments.results import ABOUT, DELETED, LayerStore, read_about
 from experiments.run_folder import RunFolder
 
 
-def open_store(folder: RunFolder, cell: Cell, reuse: str, **more: Any) -> LayerStore:
+def open_store(
+    folder: RunFolder, cell: Cell, reuse: str, *, check: Callable[[], None] = lambda: None, **more: Any
+) -> LayerStore:
     """The layers of a cell; with reuse "any" those of the same settings that were made otherwise, where there are some.
 
     Args:
       folder: of the run.
       cell: with its facts.
       reuse: one of provenance.REUSE. What is of the same settings and made otherwise is printed.
+      check: called before each layer is saved, after the folder's own.
       more: to be kept with what the layers are about.
     """
     own = folder.path / "layers" / cell.quant_key
@@ -29,7 +33,12 @@ def open_store(folder: RunFolder, cell: Cell, reuse: str, **more: Any) -> LayerS
     (path,) = hosts.from_first(
         taken([(about["settings"], about["made_with"])], found, reuse, what) if hosts.first() else None
     )
-    return LayerStore(path or own, about, folder.check)
+
+    def check_both():
+        folder.check()
+        check()
+
+    return LayerStore(path or own, about, check_both)
 
 
 def remove_finished(folder: RunFolder, finished: Callable[[str, dict[str, Any]], bool]) -> None:
@@ -44,6 +53,8 @@ def remove_finished(folder: RunFolder, finished: Callable[[str, dict[str, Any]],
     for path, about in _folders(folder.path):
         if finished(path.name, about):
             LayerStore(path).clear()
+    if is_remote(folder.path):  # where there are no empty folders, and none is renamed
+        return
     for path in (folder.path / "layers").glob("*"):
         if path.name.endswith(DELETED):
             shutil.rmtree(path, ignore_errors=True)
@@ -53,7 +64,7 @@ def remove_finished(folder: RunFolder, finished: Callable[[str, dict[str, Any]],
 
 def _folders(path: Path) -> list[tuple[Path, dict[str, Any]]]:
     """(folder, what its layers are about), the latest last."""
-    found = sorted((path / "layers").glob(f"*/{ABOUT}"), key=lambda about: (about.stat().st_mtime_ns, about))
+    found = sorted((path / "layers").glob(f"*/{ABOUT}"), key=lambda about: (about.stat().st_mtime_ns, str(about)))
     return [
         (about.parent, read_about(about, ("settings", "made_with")))
         for about in found

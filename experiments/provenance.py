@@ -108,11 +108,13 @@ def taken(
     found: Sequence[tuple[str, Mapping[str, str], Any]],
     reuse: str,
     what: str,
+    *,
+    tell: bool = True,
 ) -> list[Any]:
     """For each (settings, facts) that is wanted what was found for it, None where there is nothing.
 
     Of the same settings and other facts nothing is taken with reuse "same", and the latest with "any"; either is
-    printed, with what differs.
+    printed, with what differs, unless `tell` is False.
 
     Args:
       wanted: the settings' digest and the facts of each.
@@ -130,7 +132,7 @@ def taken(
             said = difference(alike[-1][0], facts)
             others[said] = others.get(said, 0) + 1
             chosen[-1] = alike[-1][1] if reuse == "any" else None
-    for said, count in others.items():
+    for said, count in others.items() if tell else ():
         then = "taken, by --config.reuse=any" if reuse == "any" else "not taken (--config.reuse=any takes them)"
         print(f"{count} of the {what} have the same settings, but were made with {said}: {then}")
     return chosen

@@ -3,7 +3,7 @@
 Prints a report per layer, what of the model is quantized, and the task's metrics before and after; writes the packed
 model to {config.out}/quantized.safetensors, appends the result as a JSON line to {config.out}/quantize.jsonl, and
 writes a report, {config.out}/quantize.html. With config.norm_tuning.enabled the normalization layers are tuned
-afterwards. A run that was stopped keeps its layers.
+afterwards. A run that was stopped keeps its layers. --dry_run shows what there is to do.
 """
 
 import dataclasses
@@ -15,7 +15,8 @@ from tabulate import tabulate
 
 from beacon_jax import save_quantized
 from beacon_jax.disk import try_place
-from experiments import common, hosts, mixed
+from beacon_jax.places import place
+from experiments import common, hosts, mixed, plan
 from experiments.experiment import Experiment, about_model
 from experiments.grid import single_cell
 from experiments.layer_folders import open_store, remove_finished
@@ -34,9 +35,32 @@ _COLUMNS = "layer kind shape method alphabet output_error mean_cosine min_cosine
 
 def main(_):
     config = common.get_config()
+    if plan.DRY_RUN.value:
+        print(_plan(config))
+    else:
+        run(config)
+
+
+def run(config) -> None:
+    """All that the script does without --dry_run."""
     check_reuse(config.reuse)
     with RunFolder(config.out) as folder:
         _quantize(config, folder)
+
+
+def _plan(config) -> str:
+    """What there is to do, and whether it was done before."""
+    task, out = make_task(config), place(config.out)
+    experiment = Experiment(config, task)
+    cell = single_cell(config, task.fingerprint())
+    experiment.check([cell])
+    (cell,) = experiment.provenance.add_to([cell])
+    lines = read_lines(out / LINES, _checked)
+    done = any(line["quant_key"] == cell.quant_key for line in lines)
+    again = "has its result already, which is computed again" if done else "has no result of it"
+    return (
+        f"{out / LINES} {again}\n\n{plan.quantized_plan([[cell]], [line['layers'] for line in lines], experiment, out)}"
+    )
 
 
 def _checked(line: dict) -> dict:

@@ -8,10 +8,11 @@ with several results, as another version or other data leave, the latest counts.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 from absl import flags
 
+from beacon_jax.places import place
 from experiments import common
 from experiments.lines import read_lines
 from experiments.quantize_results import results_of_line
@@ -33,7 +34,7 @@ def read_run(folder: str) -> Run:
       FileNotFoundError: a folder without results.
       ValueError: files that hold something else.
     """
-    path = Path(folder)
+    path = place(folder)
     if (path / _TABLES).exists():
         results = read_results(path / _TABLES)
     elif (path / _QUANTIZE).exists():
@@ -49,20 +50,20 @@ def read_run(folder: str) -> Run:
     return Run(folder, latest, facts.read_facts(path), older)
 
 
-def write(folders: Sequence[str], out: str = "") -> Path:
+def write(folders: Sequence[str], out: str = "") -> Any:
     """Writes the report of one folder or the comparison of two, and returns its path."""
     runs = [read_run(folder) for folder in folders]
     for run in runs:
         print(run)
     if len(runs) == 2:
-        path = Path(out or Path(folders[0]) / "comparison.html")
+        path = place(out or place(folders[0]) / "comparison.html")
         write_comparison(path, *runs)
         return path
     (run,) = runs
-    path, metrics = Path(out or Path(folders[0]) / "report.html"), facts.metrics_of(run.facts, run.results)
+    path, metrics = place(out or place(folders[0]) / "report.html"), facts.metrics_of(run.facts, run.results)
     cells = [result.cell for result in run.results]
     tables = result_tables(cells, run.results, metrics, facts.published(run.facts))
-    write_report(path, Path(folders[0]).name, tables, run.results, run.facts)
+    write_report(path, place(folders[0]).name, tables, run.results, run.facts)
     return path
 
 

@@ -13,6 +13,7 @@ from beacon_jax import LayerReport
 from beacon_jax.checkpoint import load_layer, save_layer
 from beacon_jax.disk import disk_errors, replace_text
 from beacon_jax.evaluate import Measured
+from beacon_jax.places import is_remote, remove_folder
 from experiments import hosts
 from experiments.code_counts import CodeCounts, read_counts
 from experiments.grid import Cell
@@ -148,7 +149,9 @@ class LayerStore:
 
     def clear(self) -> None:
         """Deletes the layers, once the results that need them are written."""
-        if hosts.first() and self._folder.exists():
+        if hosts.first() and is_remote(self._folder):
+            remove_folder(self._folder)  # half of it is a stored model that is not finished
+        elif hosts.first() and self._folder.exists():
             deleted = self._folder.with_name(self._folder.name + DELETED)
             shutil.rmtree(deleted, ignore_errors=True)
             self._folder.rename(deleted)  # in one step, so that no half of it is taken for a stored model

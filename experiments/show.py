@@ -3,10 +3,9 @@
 Reads all of it and checks every checksum and field, so that it also says whether a file is whole.
 """
 
-from pathlib import Path
-
 from absl import flags
 
+from beacon_jax.places import place
 from beacon_jax.quantized_file import read_quantized
 from experiments import common, files
 
@@ -15,7 +14,7 @@ _FILE = flags.DEFINE_string("file", None, "A file that experiments.quantize or s
 
 def main(_):
     leaves, record = read_quantized(_FILE.value)
-    print(f"{files.layer_table(leaves, record)}\n\n{files.about(Path(_FILE.value), leaves, record)}")
+    print(f"{files.layer_table(leaves, record)}\n\n{files.about(place(_FILE.value), leaves, record)}")
 
 
 if __name__ == "__main__":

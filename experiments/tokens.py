@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from beacon_jax.places import place
+
 CONTEXT = 128  # tokens of the language model's windows
 SEPARATOR = "<|endoftext|>"  # between two texts of the language model; token 0
 
@@ -33,7 +35,7 @@ def train_tokenizer(texts: list[str], vocabulary: int):
 
 def tokenizer_path(checkpoint_path: str | Path) -> Path:
     """Where the tokenizer of a checkpoint lies."""
-    return Path(checkpoint_path).with_suffix(".tokenizer.json")
+    return place(checkpoint_path).with_suffix(".tokenizer.json")
 
 
 def load_tokenizer(path: Path):

@@ -23,6 +23,7 @@ from beacon_jax import Execution, checkpoint
 from beacon_jax.batches import content_digest
 from beacon_jax.disk import disk_errors, replace_file, try_place
 from beacon_jax.evaluate import Top1, evaluate
+from beacon_jax.places import local_only
 from experiments import common
 from experiments.augment import AUGMENTATIONS
 from experiments.locks import Lock
@@ -177,7 +178,7 @@ def place_for(config, *more: Path) -> Iterator[Path]:
     """The checkpoint's path, tried and locked, and the others tried. ValueError without one, OSError for the disk."""
     if not config.train.float_checkpoint:
         raise ValueError("--config.train.float_checkpoint is empty: where should the parameters go?")
-    path = Path(config.train.float_checkpoint)
+    path = local_only(config.train.float_checkpoint, "--config.train.float_checkpoint")
     for tried in (path, training_path(path), *more):
         try_place(tried)
     lock = Lock(path.with_name(path.name + ".lock"), path, "config.train.float_checkpoint")

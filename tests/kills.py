@@ -18,7 +18,7 @@ from pathlib import Path
 
 from beacon_jax.models import decoder
 from configs import base  # noqa: F401 (imported once, before the processes that are killed are forked)
-from experiments import ablation, common, quantize, tables, train, train_language
+from experiments import ablation, common, quantize, table_files, tables, train, train_language
 from tests.own_task import MODULE
 
 TINY = [
@@ -91,17 +91,16 @@ def kill_within_write(number: int, share: float) -> None:
 
 def make_small() -> None:
     """Leaves out of this process what takes longer than all that is killed: pictures, and the size of a real model."""
-    tables.png.plot = lambda *given: given[-1].write_bytes(b"")
-    tables.write_report = quantize.write_report = lambda *given, **_: given[0].write_bytes(b"")
+    table_files.png.plot = lambda *given: given[-1].write_bytes(b"")
+    table_files.write_report = quantize.write_report = lambda *given, **_: given[0].write_bytes(b"")
     texts = train_language.read_corpus
     train_language.read_corpus = lambda: [text for text in texts() if len(text) < 300][:100]
     train_language.CONTEXT = 16
     decoder.DECODERS["tiny"] = dict(vocabulary=300, width=16, depth=1, heads=2, hidden=16, dropout=0.1)
 
 
-def start(name: str, out: Path, log: Path, prepare=lambda: None) -> int:
-    """The process of a script, forked."""
-    main, arguments = SCRIPTS[name]
+def start(main, arguments: list[str], out: Path, log: Path, prepare=lambda: None) -> int:
+    """The process of a script, forked; compiled code is kept beside the log."""
     process = os.fork()
     if process:
         return process
@@ -111,7 +110,11 @@ def start(name: str, out: Path, log: Path, prepare=lambda: None) -> int:
         os.dup2(file, 1)
         os.dup2(file, 2)
         make_small()
-        sys.argv = [name, f"--compilation_cache={out.parent / 'cache'}", *(a.format(out=out) for a in arguments)]
+        sys.argv = [
+            main.__module__,
+            f"--compilation_cache={log.parent / 'cache'}",
+            *(a.format(out=out) for a in arguments),
+        ]
         prepare()
         common.run(main)
     except SystemExit as end:
@@ -164,10 +167,10 @@ def kill_once(name: str, out: Path, log: Path, rng: random.Random, usual: float)
     how = rng.choice(("event", "event", "write", "moment"))
     number, share = rng.randint(1, 60), rng.random()
     if how == "event":
-        return how, wait(start(name, out, log, lambda: kill_before(out, number)))
+        return how, wait(start(*SCRIPTS[name], out, log, lambda: kill_before(out, number)))
     if how == "write":
-        return how, wait(start(name, out, log, lambda: kill_within_write(1 + number % 24, share)))
-    process = start(name, out, log)
+        return how, wait(start(*SCRIPTS[name], out, log, lambda: kill_within_write(1 + number % 24, share)))
+    process = start(*SCRIPTS[name], out, log)
     time.sleep(rng.uniform(0.3, 1) * usual)
     os.kill(process, signal.SIGKILL)
     return how, wait(process)
@@ -181,9 +184,9 @@ def run(kills: int, folder: Path, names: list[str], seed: int) -> str:
     reference, usual = {}, {}
     for name in names:
         out = folder / f"{name}_whole"
-        assert wait(start(name, out, log)) == 0, log.read_text()
+        assert wait(start(*SCRIPTS[name], out, log)) == 0, log.read_text()
         begun = time.monotonic()
-        assert wait(start(name, folder / f"{name}_again", log)) == 0, log.read_text()
+        assert wait(start(*SCRIPTS[name], folder / f"{name}_again", log)) == 0, log.read_text()
         usual[name] = time.monotonic() - begun
         reference[name] = left(out)
         assert left(folder / f"{name}_again") == reference[name], f"{name} twice is not the same"
@@ -201,7 +204,7 @@ def run(kills: int, folder: Path, names: list[str], seed: int) -> str:
                 break
             total += 1
         else:
-            assert wait(start(name, out, log)) == 0, (name, log.read_text(encoding="utf-8"))
+            assert wait(start(*SCRIPTS[name], out, log)) == 0, (name, log.read_text(encoding="utf-8"))
         found = left(out)
         assert found.keys() == reference[name].keys(), (name, found.keys() ^ reference[name].keys())
         wrong = [path for path, held in found.items() if held != reference[name][path]]

@@ -11,14 +11,15 @@ PACKAGE = Path(beacon_jax.__file__).parent
 ALLOWED = {  # folder or file -> what of beacon_jax it may import
     "quant": {"quant"},
     "graph": {"graph"},
-    "disk.py": set(),
+    "places.py": set(),
+    "disk.py": {"places"},
     "temporary.py": {"disk"},
-    "models": {"disk", "models", "tensor_file"},
+    "models": {"disk", "models", "places", "tensor_file"},
     "data.py": {"preprocessing", "sources"},
     "preprocessing.py": set(),
-    "image_files.py": {"preprocessing"},
+    "image_files.py": {"places", "preprocessing"},
     "folder_labels.py": {"image_files"},
-    "sources.py": {"folder_labels", "image_files"},
+    "sources.py": {"folder_labels", "image_files", "places"},
     "batches.py": set(),
     "metrics": {"metrics"},
     "evaluate.py": {"batches", "metrics"},
@@ -34,7 +35,7 @@ ALLOWED = {  # folder or file -> what of beacon_jax it may import
     "execution.py": {"streams"},
     "float_stats.py": {"leaves", "quant"},
     "version.py": set(),
-    "tensor_file.py": {"disk", "leaves"},
+    "tensor_file.py": {"disk", "leaves", "places"},
     "packed.py": {"graph", "quant"},
     "packed_function.py": {"packed"},
     "version_1.py": {"graph", "packed", "quant"},
@@ -75,7 +76,7 @@ ALLOWED = {  # folder or file -> what of beacon_jax it may import
 
 
 # Optional packages, for these files alone, and only inside functions.
-LAZY = {"models/state_dict.py": {"torch"}}
+LAZY = {"models/state_dict.py": {"torch"}, "places.py": {"upath"}}
 
 
 def imports(nodes):
@@ -97,7 +98,7 @@ def test_imports_run_one_way(path):
     assert own <= ALLOWED[name.parts[0]]
     others = {module.split(".")[0] for module in everywhere} - {"beacon_jax"}
     assert not others & {"experiments", "configs"}
-    assert others & {"tensorflow", "torch"} <= LAZY.get(str(name), set())
+    assert others & {"fsspec", "tensorflow", "torch", "upath"} <= LAZY.get(str(name), set())
     at_import = {module.split(".")[0] for module in imports(tree.body)}
     assert not at_import & {"tensorflow", "torch", "sklearn", "tensorflow_datasets", "PIL"}
     if name.parts[0] in ("quant", "graph"):

@@ -134,10 +134,9 @@ def test_mistakes_end_in_one_sentence(argument, message):
 def test_mistakes_are_found_before_anything_runs(tmp_path, monkeypatch, settings, message):
     config = digits.get_config()
     config.update_from_flattened_dict({"out": str(tmp_path), "norm_tuning.enabled": True} | settings)
-    monkeypatch.setattr(common, "get_config", lambda: config)
     monkeypatch.setattr(Experiment, "quantize", lambda *_: pytest.fail("it runs"))
     with pytest.raises((ValueError, OSError), match=message):
-        quantize.main([])
+        quantize.run(config)
 
 
 def test_exit_codes_tell_wrong_input_from_failure():

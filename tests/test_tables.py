@@ -5,7 +5,7 @@ import types
 import pytest
 
 from configs import digits
-from experiments import tables
+from experiments import table_files, tables
 from experiments.lines import append_line
 from experiments.run_folder import RunFolder
 from tests.made_results import METRICS, result
@@ -27,7 +27,7 @@ def test_of_a_stopped_run_there_is_a_report(tmp_path, config):
     with (
         RunFolder(tmp_path) as folder,
         pytest.raises(KeyboardInterrupt),
-        tables.reported_when_stopped(GRID, results, config, folder, TASK),
+        table_files.reported_when_stopped(GRID, results, config, folder, TASK),
     ):
         raise KeyboardInterrupt
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -38,13 +38,13 @@ def test_what_stopped_a_run_is_said_first(tmp_path, config, monkeypatch, caplog)
     def full(*_, **__):
         raise OSError("no space left")
 
-    monkeypatch.setattr(tables, "write_report", full)
+    monkeypatch.setattr(table_files, "write_report", full)
     results = {one.cell.key: one for one in RESULTS}
     with (
         caplog.at_level("WARNING", logger="absl"),
         RunFolder(tmp_path) as folder,
         pytest.raises(RuntimeError, match="out of memory"),
-        tables.reported_when_stopped(GRID, results, config, folder, TASK),
+        table_files.reported_when_stopped(GRID, results, config, folder, TASK),
     ):
         raise RuntimeError("out of memory")
     assert caplog.messages == ["there is no report of what was computed: no space left"]
@@ -55,7 +55,9 @@ def test_where_there_are_no_results_what_was_shown_stays(tmp_path, config, monke
     append_line(tmp_path / "results.jsonl", result("RTN", "2", 90.0).line())
     (tmp_path / "table.md").write_text("the table of before", encoding="utf-8")
     experiment = types.SimpleNamespace(provenance=types.SimpleNamespace(add_to=lambda cells: cells))
-    monkeypatch.setattr(tables, "_RENDER_ONLY", types.SimpleNamespace(value=True))
+    for flag, value in (("_RENDER_ONLY", True), ("_SHARED", False)):
+        monkeypatch.setattr(tables, flag, types.SimpleNamespace(value=value))
+    monkeypatch.setattr(tables.plan, "DRY_RUN", types.SimpleNamespace(value=False))
     monkeypatch.setattr(tables.common, "get_config", lambda: config)
     monkeypatch.setattr(tables, "make_task", lambda _: TASK)
     monkeypatch.setattr(tables, "Experiment", lambda *_: experiment)

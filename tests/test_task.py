@@ -15,7 +15,7 @@ import pytest
 
 from beacon_jax.evaluate import Mean
 from configs import base
-from experiments import common, grid, tables
+from experiments import common, grid, table_files, tables
 from experiments.experiment import Experiment
 from experiments.results import LayerStore, read_results
 from experiments.run_folder import RunFolder
@@ -82,7 +82,7 @@ def test_a_table_from_the_command_line(tmp_path, module):
 
 def test_a_stopped_table_goes_on(tmp_path, module, monkeypatch, capsys):
     # After each result a plot would take longer than these do.
-    monkeypatch.setattr(tables.png, "plot", lambda *given: given[-1].write_bytes(b""))
+    monkeypatch.setattr(table_files.png, "plot", lambda *given: given[-1].write_bytes(b""))
     config = config_of(module, tmp_path / "out")
     config.table.rows = ("rtn", "comq")
     path = tmp_path / "out" / "results.jsonl"
@@ -135,7 +135,7 @@ def test_a_table_that_cannot_be_rendered_is_computed(tmp_path, module, monkeypat
     def broken(*_):
         raise ValueError("no such marker")
 
-    monkeypatch.setattr(tables.png, "plot", broken)
+    monkeypatch.setattr(table_files.png, "plot", broken)
     config = config_of(module, tmp_path / "out")
     config.table.rows, config.norm_tuning.enabled = ("rtn",), False
     task = make_task(config)
@@ -145,8 +145,8 @@ def test_a_table_that_cannot_be_rendered_is_computed(tmp_path, module, monkeypat
     assert len(results) == len(cells) == len((tmp_path / "out" / "results.jsonl").read_text().splitlines())
     message = r"the results are in .*results\.jsonl, but cannot be shown \(ValueError: no such marker\)"
     assert len(caplog.messages) == len(cells) and re.fullmatch(message, caplog.messages[0])
-    with pytest.raises(tables.RenderError, match=message):
-        tables.render_all(cells, results, config, task)
+    with pytest.raises(table_files.RenderError, match=message):
+        table_files.render_all(cells, results, config, task)
 
 
 def test_layers_of_an_unfinished_result_are_kept(tmp_path, module):

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 from flax.traverse_util import flatten_dict
@@ -13,6 +12,7 @@ from beacon_jax.models.bert import Bert
 from beacon_jax.models.convert import rows_of
 from beacon_jax.models.convert_bert import rows_of as bert_rows_of
 from beacon_jax.models.vit import ViT
+from beacon_jax.places import place
 
 NAMINGS = ("timm", "hf")
 
@@ -54,7 +54,7 @@ def save_state_dict(path: str | os.PathLike, params: Mapping, model: ViT | Bert,
       ValueError: as `to_state_dict`.
       OSError: with the path, where it cannot be written.
     """
-    state, path = to_state_dict(params, model, naming), Path(path)
+    state, path = to_state_dict(params, model, naming), place(path)
     replace_file(path, lambda partial: save_file(state, partial, metadata={"format": "pt"}))
     return (
         f"{path}: {len(state)} float32 tensors in {_LIBRARIES[naming]} naming, {path.stat().st_size / 1e6:.1f} MB; "

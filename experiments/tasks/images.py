@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ from beacon_jax.data import Batches
 from beacon_jax.evaluate import Agreement, Divergence, RelativeOutputError, Top1, Top5
 from beacon_jax.models import cnn, vit
 from beacon_jax.models.vit import ViT, create_vit
+from beacon_jax.places import local_copy, place
 from beacon_jax.sources import DATASETS, DIGITS_TEST
 from experiments.task import Task, identity_of
 
@@ -121,9 +121,9 @@ def load_model(config: ConfigDict) -> tuple[ViT, dict]:
 
 def checkpoint_digest(config: ConfigDict) -> str:
     """Of the file with the float parameters; FileNotFoundError where there is none."""
-    if not Path(config.model.checkpoint).is_file():
+    if not place(config.model.checkpoint).is_file():
         raise FileNotFoundError(f"no checkpoint at {config.model.checkpoint!r}")
-    with open(config.model.checkpoint, "rb") as file:
+    with local_copy(config.model.checkpoint) as path, path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
