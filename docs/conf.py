@@ -19,10 +19,12 @@ from beacon_jax import __version__  # noqa: E402 (found by the line above)
 
 project = "beacon_jax"
 author = "The beacon_jax authors"
-copyright = author  # noqa: A001 (Sphinx's name)
+copyright = author
 version = release = __version__
 html_title = f"beacon_jax {version}"
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
 exclude_patterns = ["_build"]
 extensions = [
     "myst_nb",
@@ -74,15 +76,20 @@ for _name, _what in _missing_data().items():
     logging.getLogger(__name__).info("notebooks/%s.md is not run, it lacks %s", _name, _what)
 
 
-def _link_to_repository(app, docname, source):
-    """On GitHub's machines files beside docs/ are linked to where they lie in the repository; elsewhere they are copied."""
+def _link_to_files(app, docname, source):
+    """Files outside of docs/ are linked to where they lie in the repository, where GitHub says which; else copied."""
     known = [os.environ.get(name) for name in ("GITHUB_SERVER_URL", "GITHUB_REPOSITORY", "GITHUB_SHA")]
-    if all(known):
-        server, repository, commit = known
-        up = re.escape("../" * (docname.count("/") + 1))
-        source[0] = re.sub(rf"(?<!!)(\[[^\]]*\]\(){up}", rf"\g<1>{server}/{repository}/blob/{commit}/", source[0])
+    up = "../" * (docname.count("/") + 1)
+    to = "{}/{}/blob/{}/".format(*known) if all(known) else f"path:{up}"
+    source[0] = re.sub(rf"(?<!!)(\[[^\]]*\]\(){re.escape(up)}", lambda found: found[1] + to, source[0])
+
+
+def _without_factories(app, what, name, obj, options, signature, returned):
+    """`= ...` for a dataclass's default that a function makes, which `<factory>` is no Python for."""
+    return signature and signature.replace("<factory>", "..."), returned
 
 
 def setup(app):
     """Sphinx calls it."""
-    app.connect("source-read", _link_to_repository)
+    app.connect("source-read", _link_to_files)
+    app.connect("autodoc-process-signature", _without_factories)
