@@ -53,6 +53,7 @@ nb_execution_mode = "force" if os.environ.get("CI") else "cache"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600  # seconds of one cell
 nb_merge_streams = True
+nb_output_stderr = "remove"  # the compiler's remarks on slow machines; what fails is raised
 nb_execution_excludepatterns = []
 
 
