@@ -54,6 +54,7 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 600  # seconds of one cell
 nb_merge_streams = True
 nb_output_stderr = "remove"  # the compiler's remarks on slow machines; what fails is raised
+nb_render_markdown_format = "myst"  # with tables
 nb_execution_excludepatterns = []
 
 

@@ -93,7 +93,7 @@ class GramStats:
 
     @property
     def centred(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """H, G, F of the inputs minus their means: H − m μ̃μ̃ᵀ, G − m μ̃μᵀ, F − m μμᵀ. With one stream all the same."""
+        """H, G, F of the inputs minus their means, H − m μ̃μ̃ᵀ, G − m μ̃μᵀ, F − m μμᵀ. With one stream all the same."""
         S = self._centred(self.x_tilde.products, self.x_tilde, self.x_tilde)
         if self.one_stream:
             return S, S, S
