@@ -59,7 +59,7 @@ def evaluate(
         what `reference_of` kept of it for the same batches and metrics.
 
     Returns:
-      {name: value, standard error and number of examples}, summed up in float64 on the host.
+      ``{name: value, standard error and number of examples}``, summed up in float64 on the host.
 
     Raises:
       ValueError: no batches or no metrics; batches that are no pytrees of arrays of B rows; a metric that does not fit

@@ -1,13 +1,19 @@
-"""The figures of README and docs, from the tables in experiments/measured.
+"""The figures of README and docs: from the tables in experiments/measured, and Beacon's objective drawn in the plane.
 
 python -m experiments.figures [--out=FOLDER]
 """
 
+import itertools
 import re
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 from absl import app, flags, logging
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from beacon_jax import METHODS, GramStats, make_alphabet
 
 MEASURED = Path(__file__).parent / "measured"
 # Row of an ablation's table → label, colour, dashes.
@@ -62,6 +68,67 @@ def error_against_bits(path: Path, title: str) -> Figure:
     return figure
 
 
+def objective() -> Figure:
+    """What Beacon maximises: a cosine, over rays in the plane of two inputs, and over the levels of one coordinate."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    plane, levels = figure.subplots(1, 2)
+    rows = np.random.default_rng(0).normal(size=(512, 2)) @ np.array([[1.0, 0.9], [0.0, 0.55]])
+    _draw_rays(plane, rows / np.sqrt(len(rows)), np.array([[-0.9], [1.4]]))
+    rng = np.random.default_rng(1)
+    _draw_levels(levels, rng.normal(size=(256, 16)) @ rng.normal(size=(16, 16)) / 16, rng.normal(size=16))
+    return figure
+
+
+def _draw_rays(axes: Axes, X: np.ndarray, w: np.ndarray) -> None:
+    """Xw of a kernel (2, 1), the rays of all Xq, and the projections on those of Beacon and of rounding."""
+    _, R = np.linalg.qr(X)
+    R *= np.sign(np.diag(R))[:, None]  # ‖Xv‖ = ‖Rv‖: the plane of all outputs, with its lengths and angles
+    alphabet = make_alphabet("2")
+    stats = GramStats.zeros(2).update(jnp.asarray(X, jnp.float32))
+    target = (R @ w)[:, 0]
+    outputs = np.array([R @ q for q in itertools.product(alphabet, repeat=2)])
+    for output in outputs:
+        axes.axline((0, 0), output, color="0.85", lw=0.8, zorder=0)
+    axes.plot(*outputs.T, ".", color="0.5", ms=5, label="$Xq$ of the possible codes $q$")
+    axes.annotate("", target, (0, 0), arrowprops=dict(arrowstyle="->", lw=1.6, shrinkA=0, shrinkB=0))
+    axes.text(*target + 0.06, "$Xw$")
+    for name, label, colour in (("rtn", "rounding", "tab:gray"), ("beacon", "Beacon", "tab:blue")):
+        options = {"scale": "lsq"} if name == "rtn" else {}
+        matrix = METHODS[name](jnp.asarray(w, jnp.float32), stats, "2", **options)
+        output = R @ alphabet[np.asarray(matrix.codes)[:, 0]]
+        foot = output * (output @ target) / (output @ output)
+        axes.axline((0, 0), output, color=colour, lw=1)
+        axes.plot(*zip(target, foot, strict=True), color=colour, ls=":", lw=1.5)
+        error = np.square(target - foot).sum() / np.square(target).sum()
+        axes.plot(*foot, "o", color=colour, label=f"$c\\,Xq$ of {label}: {100 * error:.2g} % error")
+    axes.set(xlim=(-1.6, 1.6), ylim=(-1.2, 1.2), aspect="equal", xticks=[], yticks=[])
+    axes.set_title("the scale is a projection, so the ray decides", fontsize="medium")
+    axes.legend(fontsize="small", loc="lower left")
+
+
+def _draw_levels(axes: Axes, X: np.ndarray, w: np.ndarray) -> None:
+    """f(p), the cosine by the level of the first coordinate, the others rounded to nearest; levels of four bits."""
+    alphabet = make_alphabet("4")
+    q = alphabet[np.abs(w[:, None] * alphabet.max() / np.abs(w).max() - alphabet).argmin(1)]
+    target, rest = X @ w, X[:, 1:] @ q[1:]
+
+    def cosine(p):
+        outputs = rest[:, None] + X[:, :1] * p
+        return target @ outputs / np.linalg.norm(target) / np.linalg.norm(outputs, axis=0)
+
+    a, b = target @ rest, rest @ rest
+    h, d, H = X[:, 0] @ target, X[:, 0] @ rest, X[:, 0] @ X[:, 0]
+    stationary = (h * b - a * d) / (a * H - h * d)
+    p = np.linspace(alphabet.min() - 1, alphabet.max() + 1, 400)
+    axes.plot(p, cosine(p), color="tab:blue", label="$f(p)$")
+    axes.plot(alphabet, cosine(alphabet), "o", color="tab:blue", ms=4, label="the 16 levels of 4 bits")
+    axes.axvline(stationary, color="0.5", ls=":", label="where $f'(p) = 0$")
+    axes.set(xlabel="level $p$ of one coordinate", ylabel="cosine to the float output")
+    axes.set_title("one stationary point, so two levels are looked at", fontsize="medium")
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
+
+
 _OUT = flags.DEFINE_string("out", "docs/figures", "The folder to write to.")
 
 
@@ -74,6 +141,7 @@ def main(argv):
         MEASURED / "ablation_digits_draws.md", "DeiT on handwritten digits, mean of three draws of the calibration data"
     )
     figure.savefig(out / "error_against_bits.png", dpi=120)
+    objective().savefig(out / "objective.png", dpi=120)
     logging.info("figures in %s", out)
 
 

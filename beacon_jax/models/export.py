@@ -27,7 +27,7 @@ def to_state_dict(params: Mapping, model: ViT | Bert, naming: str) -> dict[str, 
         model DeiTForImageClassificationWithTeacher, of a Bert BertModel(config, add_pooling_layer=False).
 
     Returns:
-      {name: float32 array}.
+      ``{name: float32 array}``.
 
     Raises:
       ValueError: a naming that there is not for the model, or parameters of another model.

@@ -38,7 +38,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
         is the averaged weights where it has some, which is logged as a warning.
 
     Returns:
-      {name: array}, floats of the type in the file, or float32 from torch files.
+      ``{name: array}``, floats of the type in the file, or float32 from torch files.
 
     Raises:
       FileNotFoundError: no such file, or a part that the index names is missing.

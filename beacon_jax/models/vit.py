@@ -97,8 +97,8 @@ class Block(nn.Module):
 class ViT(nn.Module):
     """DeiT: class token first, learned positions added after it, LayerNorm, head on the class token.
 
-    A known model for images of another size is ViT(**VARIANTS[name] | {"image_size": 384}); convert_state_dict resizes
-    the position embeddings of a checkpoint to it.
+    A known model for images of another size is ``ViT(**VARIANTS[name] | {"image_size": 384})``; convert_state_dict
+    resizes the position embeddings of a checkpoint to it.
 
     Attributes:
       image_size, patch_size: in pixels, of square images and patches.

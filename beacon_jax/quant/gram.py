@@ -93,7 +93,7 @@ class GramStats:
 
     @property
     def centred(self) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """H, G, F of the inputs minus their means: H − m μ̃μ̃ᵀ, G − m μ̃μᵀ, F − m μμᵀ. With one stream all the same."""
+        """H, G, F of the inputs minus their means, H − m μ̃μ̃ᵀ, G − m μ̃μᵀ, F − m μμᵀ. With one stream all the same."""
         S = self._centred(self.x_tilde.products, self.x_tilde, self.x_tilde)
         if self.one_stream:
             return S, S, S
@@ -182,10 +182,13 @@ class GramStats:
     ) -> "GramStats":
         """Adds the rows of x (…, N), and of x_tilde where X̃ differs from X.
 
-        weights: (m,), one for each of the m rows, or an array that broadcasts to x.shape[:-1]; finite, at least 0.
-        A row of weight 0 counts nowhere, whatever it holds.
-        residual: (…, C), R − R̃ of the same rows, for statistics that have room for it.
-        finish: False leaves what is above the diagonal of the symmetric products as it may be, for many batches in a
+        Args:
+          x: the inputs in the float model, float.
+          x_tilde: those in the quantized model, None for the same.
+          weights: (m,), one for each of the m rows, or an array that broadcasts to x.shape[:-1]; finite, at least 0.
+            A row of weight 0 counts nowhere, whatever it holds.
+          residual: (…, C), R − R̃ of the same rows, for statistics that have room for it.
+          finish: False leaves what is above the diagonal of the symmetric products as it may be, for many batches in a
             row; call `finished` after the last.
 
         Raises:
