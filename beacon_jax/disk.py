@@ -32,7 +32,7 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def replace_file(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
+def replace_file(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
     """Replaces a file in one atomic step, after its bytes have reached the disk; makes its folder.
 
     Args:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -135,6 +135,6 @@ def dequantize(params: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.dequantize() if is_packed(leaf) else leaf, params, is_leaf=is_packed)
 
 
-def is_packed(leaf: Any) -> bool:
+def is_packed(leaf: Any) -> TypeGuard[PackedLeaf]:
     """Whether it is a PackedLeaf."""
     return isinstance(leaf, PackedLeaf)

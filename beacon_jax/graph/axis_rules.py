@@ -80,7 +80,7 @@ def _slice(equation, operands, made):
 
 
 def _dynamic_slice(equation, operands, made):
-    axes, *starts = operands[0], *equation.inputs[1:]
+    axes, starts = operands[0], equation.inputs[1:]
     sizes = [math.prod(n for _, n in own) for own in axes.atoms]
     known = [
         None if isinstance(s, int) else min(max(int(s.value), 0), size - n)
@@ -133,7 +133,7 @@ def _dot(equation, operands, made):
 
 
 def _conv(equation, operands, made):
-    view = ConvView.of(equation, [math.prod(n for _, n in own) for own in operands[1].atoms])
+    view = ConvView.of(equation, tuple(math.prod(n for _, n in own) for own in operands[1].atoms))
     yield conv_axes(view, operands[0], made[0], equation.params["dimension_numbers"].out_spec)
 
 

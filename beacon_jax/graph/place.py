@@ -28,10 +28,11 @@ class Place:
         """The place of a kernel (N, C) or (E, N, C), given the flat index of each element; None where there is none."""
         whole = indices if indices.ndim == 3 else indices[None]
         offset = int(whole[0, 0, 0])
-        loops = [_loops(line - offset) for line in (whole[:, 0, 0], whole[0, :, 0], whole[0, 0, :])]
-        if any(own is None for own in loops):
+        lines = whole[:, 0, 0], whole[0, :, 0], whole[0, 0, :]
+        groups, inputs, outputs = (_loops(line - offset) for line in lines)
+        if groups is None or inputs is None or outputs is None:
             return None
-        place = cls(offset, *loops)
+        place = cls(offset, groups, inputs, outputs)
         return place if np.array_equal(place.indices().reshape(whole.shape), whole) else None
 
     @classmethod

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from beacon_jax.graph.axes import Atom, Axes, conv_axes, plain
+from beacon_jax.graph.axes import Atom, Axes, conv_axes, labels_of, plain
 from beacon_jax.graph.axis_rules import RULES, same_shape
 from beacon_jax.graph.program import Program, Unsupported
 from beacon_jax.graph.views import ConvView, DotView
@@ -53,7 +53,7 @@ class RowWeights:
             rows = [axes.atoms[i] for i in (spec[0], *spec[2:])]
         else:
             rows = [axes.atoms[i] for i in view.inputs[2]]
-            each = {a for i in view.inputs[0] for a, _ in axes.atoms[i]} - {None}
+            each = set().union(*(labels_of(axes.atoms[i]) for i in view.inputs[0]))
             if each:
                 raise Unsupported(f"the weights' axis {min(each)} is that of the groups of {layer}; leave weights out")
         atoms, here = [], set()

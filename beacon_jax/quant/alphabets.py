@@ -7,6 +7,7 @@ An alphabet is a (K,) ascending array. `make_alphabet` builds it from a name or 
 import dataclasses
 import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,10 +43,10 @@ def make_alphabet(spec: str | float | Sequence[float]) -> np.ndarray:
       ValueError: unknown name; fewer than 2 or more than 256 levels; levels not finite, not strictly ascending in
         float32, or with a largest magnitude outside 1e-4 … 1e4 (the scale is found per channel).
     """
-    given = spec
+    given: Any = spec
     if isinstance(spec, str) and "," in spec:
-        spec = [level for level in spec.strip("()[]").split(",") if level.strip()]
-    if isinstance(spec, (str, numbers.Real)):
+        given = [level for level in spec.strip("()[]").split(",") if level.strip()]
+    elif isinstance(spec, (str, numbers.Real)):
         name = spec if isinstance(spec, str) else f"{spec:g}"
         if name not in NAMED:
             raise ValueError(
@@ -53,11 +54,11 @@ def make_alphabet(spec: str | float | Sequence[float]) -> np.ndarray:
             )
         return np.asarray(NAMED[name], np.float64)
     try:
-        levels = np.asarray(spec, np.float64)
+        levels = np.asarray(given, np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"an alphabet is a name or a list of numbers, got {given!r}") from error
+        raise ValueError(f"an alphabet is a name or a list of numbers, got {spec!r}") from error
     if levels.ndim != 1 or not 2 <= levels.size <= MAX_LEVELS:
-        raise ValueError(f"an alphabet is a list of 2 to {MAX_LEVELS} levels, got shape {levels.shape}: {spec!r}")
+        raise ValueError(f"an alphabet is a list of 2 to {MAX_LEVELS} levels, got shape {levels.shape}: {given!r}")
     with np.errstate(over="ignore"):  # of levels that are too large, which the last check finds
         ascending = np.all(np.diff(levels.astype(np.float32)) > 0)
     if not np.all(np.isfinite(levels)) or not ascending:
@@ -102,19 +103,20 @@ class Levels:
         alphabet = np.asarray(alphabet, dtype)
         step = alphabet[1] - alphabet[0]
         even = np.array_equal(alphabet[0] + np.arange(alphabet.size, dtype=alphabet.dtype) * step, alphabet)
-        positive, negative = alphabet[alphabet > 0], alphabet[alphabet < 0]
+        above, below = alphabet[alphabet > 0], alphabet[alphabet < 0]
         scalars = (
             alphabet[0],
             alphabet[-1],
             step,
             alphabet.size,
             alphabet[np.argmin(np.abs(alphabet))],
-            positive[0] if positive.size else 0.0,
-            negative[-1] if negative.size else 0.0,
+            above[0] if above.size else 0.0,
+            below[-1] if below.size else 0.0,
         )
         exact = np.array_equal(alphabet.astype(ml_dtypes.bfloat16).astype(alphabet.dtype), alphabet)
         table = None if even else jnp.asarray(alphabet)
-        return cls(*(jnp.asarray(s, dtype) for s in scalars), table=table, exact=exact)
+        first, last, step, count, smallest, positive, negative = (jnp.asarray(s, dtype) for s in scalars)
+        return cls(first, last, step, count, smallest, positive, negative, table, exact)
 
     @property
     def max_abs(self) -> jax.Array:
@@ -160,5 +162,5 @@ class Levels:
         if self.table is None:
             i = jnp.round((q - self.first) / self.step)
         else:
-            i = jnp.searchsorted(self.table, q, method="scan_unrolled")
+            i = jnp.searchsorted(jnp.asarray(self.table), q, method="scan_unrolled")
         return i.astype(jnp.uint8)

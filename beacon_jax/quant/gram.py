@@ -23,7 +23,7 @@ from jax import lax
 from beacon_jax.quant.moments import Moments, outer
 from beacon_jax.quant.products import matmul
 from beacon_jax.quant.residual import ResidualChange
-from beacon_jax.quant.triangular import add_gram, mirrored
+from beacon_jax.quant.triangular import add_gram
 
 
 @jax.tree_util.register_dataclass
@@ -84,18 +84,18 @@ class GramStats:
     @property
     def G(self) -> jax.Array:
         """X̃ᵀX, (N, N)."""
-        return self.H if self.one_stream else self._whole(self.cross, self.x_tilde, self.x)
+        return self.H if self.x is None else self._whole(self.cross, self.x_tilde, self.x)
 
     @property
     def F(self) -> jax.Array:
         """XᵀX, (N, N)."""
-        return self.H if self.one_stream else self._whole(self.x.products, self.x, self.x)
+        return self.H if self.x is None else self._whole(self.x.products, self.x, self.x)
 
     @property
     def centred(self) -> tuple[jax.Array, jax.Array, jax.Array]:
         """H, G, F of the inputs minus their means: H − m μ̃μ̃ᵀ, G − m μ̃μᵀ, F − m μμᵀ. With one stream all the same."""
         S = self._centred(self.x_tilde.products, self.x_tilde, self.x_tilde)
-        if self.one_stream:
+        if self.x is None:
             return S, S, S
         return S, self._centred(self.cross, self.x_tilde, self.x), self._centred(self.x.products, self.x, self.x)
 
@@ -119,6 +119,7 @@ class GramStats:
     def residual_cross(self, *, centred: bool) -> jax.Array:
         """(N, C) X̃ᵀ(R − R̃); with `centred`, of X̃ and R − R̃ minus their means."""
         own = self.residual
+        assert own is not None, "these statistics have no room for the change of a residual stream"
         if centred:
             return own.products - outer(self.x_tilde.correction(self.count), own.total)
         return own.shifted(self.x_tilde.shift).products
@@ -153,16 +154,16 @@ class GramStats:
     def dead(self) -> jax.Array:
         """(N,) bool: inputs that are zero in every row of X̃, whose codes change nothing in the output."""
         own = self.x_tilde
-        return (own.shift == 0) & (jnp.diagonal(own.products, axis1=-2, axis2=-1) == 0)
+        return (own.shift == 0) & (own.diagonal == 0)
 
     def means(self) -> tuple[jax.Array, jax.Array]:
         """Column means of X and of X̃, each (N,); 0 for no rows."""
-        return (self.x_tilde if self.one_stream else self.x).mean(self.count), self.x_tilde.mean(self.count)
+        return (self.x_tilde if self.x is None else self.x).mean(self.count), self.x_tilde.mean(self.count)
 
     @property
     def mean_change(self) -> jax.Array:
         """(N,) mean of X minus mean of X̃, with the digits that their difference has and they themselves have not."""
-        if self.one_stream:
+        if self.x is None:
             return jnp.zeros_like(self.x_tilde.shift)
         a, b = self.x, self.x_tilde
         return (a.shift - b.shift) + (a.correction(self.count) - b.correction(self.count))
@@ -204,7 +205,7 @@ class GramStats:
             x_tilde = x_tilde.reshape(-1, self.width)
             if x_tilde.shape[0] != math.prod(x.shape[:-1]):
                 raise ValueError(f"x and x_tilde must have the same rows, got {x.shape} and {x_tilde.shape}")
-        if residual is not None:
+        if residual is not None and self.residual is not None:
             shape = math.prod(x.shape[:-1]), self.residual.total.shape[-1]
             if (math.prod(residual.shape[:-1]), residual.shape[-1]) != shape:
                 raise ValueError(f"the residual stream's rows must be of shape {shape}, got {residual.shape}")
@@ -227,7 +228,7 @@ class GramStats:
             a, b = a._with_cross(), b._with_cross()
         some = (a.count > 0)[..., None]  # else a's shift is that of no rows
         shift = jnp.where(some, a.x_tilde.shift, b.x_tilde.shift)
-        float_shift = None if a.one_stream else jnp.where(some, a.x.shift, b.x.shift)
+        float_shift = None if a.x is None or b.x is None else jnp.where(some, a.x.shift, b.x.shift)
         a, b = a._shifted(shift, float_shift), b._shifted(shift, float_shift)
         return GramStats(
             a.x_tilde.plus(b.x_tilde),
@@ -251,7 +252,7 @@ class GramStats:
 
     def float_part(self) -> "GramStats":
         """Statistics of X alone, as one stream."""
-        return GramStats(self.x_tilde if self.one_stream else self.x, self.count, self.rows)
+        return GramStats(self.x_tilde if self.x is None else self.x, self.count, self.rows)
 
     def with_float(self, stats: "GramStats") -> "GramStats":
         """These statistics of two streams, with what depends on X alone taken from `stats`, of the same rows."""
@@ -261,7 +262,7 @@ class GramStats:
         """The same sums about these shifts of X̃ and of X."""
         x_tilde = self.x_tilde.shifted(shift, self.count)
         residual = None if self.residual is None else self.residual.shifted(self.x_tilde.shift - shift)
-        if self.one_stream:
+        if self.x is None or self.cross is None:
             return dataclasses.replace(self, x_tilde=x_tilde, residual=residual)
         # One shift after the other.
         cross = self.cross + outer(self.x_tilde.shift - shift, self.x.total)
@@ -272,13 +273,13 @@ class GramStats:
     def _with_cross(self):
         if not self.one_stream:
             return self
-        return dataclasses.replace(self, x=self.x_tilde, cross=mirrored(self.x_tilde.products))
+        return dataclasses.replace(self, x=self.x_tilde, cross=self.x_tilde.mirrored().products)
 
 
 @jax.jit
 def _finished(stats: GramStats) -> GramStats:
     return dataclasses.replace(
-        stats, x_tilde=stats.x_tilde.mirrored(), x=None if stats.one_stream else stats.x.mirrored()
+        stats, x_tilde=stats.x_tilde.mirrored(), x=None if stats.x is None else stats.x.mirrored()
     )
 
 
@@ -311,11 +312,11 @@ def _add_rows(stats: GramStats, x, x_tilde, weights, residual) -> GramStats:
 
     new, rows_tilde = add(stats.x_tilde, x if x_tilde is None else x_tilde)
     change = stats.residual
-    if residual is not None:
+    if residual is not None and change is not None:
         own = residual.astype(dtype) if counted is None else jnp.where(counted, residual.astype(dtype), 0)
         own = weighted(own)
         change = change.plus(ResidualChange(matmul(rows_tilde.T, own), weighted(own).sum(0)))
-    if stats.one_stream:
+    if stats.x is None or stats.cross is None:
         return GramStats(new, stats.count + count, stats.rows + rows, residual=change)
     new_float, rows_x = add(stats.x, x)
     cross = stats.cross + matmul(rows_tilde.T, rows_x)

@@ -42,6 +42,12 @@ class Moments:
         """The same, of products of which what is below the diagonal and on it is given."""
         return self if self.products is None else Moments(self.shift, self.total, mirrored(self.products))
 
+    @property
+    def diagonal(self) -> jax.Array:
+        """(N,) of the products, which must be there."""
+        assert self.products is not None, "moments without products have no diagonal"
+        return jnp.diagonal(self.products, axis1=-2, axis2=-1)
+
     def correction(self, count: jax.Array) -> jax.Array:
         """(N,) mean − shift; 0 for no rows."""
         return self.total / jnp.where(count > 0, count, 1)[..., None]
@@ -52,7 +58,7 @@ class Moments:
 
     def variance_sums(self, count: jax.Array) -> jax.Array:
         """(N,) weighted sums of squares about the mean, but for rounding at least 0."""
-        return jnp.diagonal(self.products, axis1=-2, axis2=-1) - self.total * self.correction(count)
+        return self.diagonal - self.total * self.correction(count)
 
     def plus(self, other: "Moments") -> "Moments":
         """The sums of both, which must have one shift."""

@@ -72,13 +72,13 @@ class Objective:
           offset: whether an offset is.
           residual: λ, a scalar ≥ 0, for statistics with the change of a residual stream; None to take no notice of it.
         """
-        S, C, F = stats.centred if bias else (stats.H, stats.G, stats.F)
+        S, C, own_x = stats.centred if bias else (stats.H, stats.G, stats.F)
         diagonal = jnp.diagonal(S)
         _, exponent = jnp.frexp(diagonal.mean())
         unit = jnp.ldexp(jnp.ones((), S.dtype), exponent)
         own = jnp.diag(ridge * diagonal / unit)
         P = S / unit + own
-        G, F = (None, None) if stats.one_stream else (C / unit + own, F / unit + own)
+        G, F = (None, None) if stats.one_stream else (C / unit + own, own_x / unit + own)
         more = None if residual is None else residual / unit * stats.residual_cross(centred=bias)
         free = None
         if offset:
@@ -165,4 +165,5 @@ def bias_change(stats: GramStats, W: jax.Array, W_hat: jax.Array, residual: jax.
         change = change + matmul(stats.mean_change[None, :], W)[0]
     if residual is None:
         return change
+    assert stats.residual is not None, "these statistics know of no residual stream"
     return change + residual * stats.residual.total / jnp.where(stats.count > 0, stats.count, 1)

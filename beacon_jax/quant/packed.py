@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from beacon_jax.array_types import AnyArray
 from beacon_jax.quant.alphabets import MAX_LEVELS
 from beacon_jax.quant.packing import check_packed, pack_codes, unpack_codes
 from beacon_jax.quant.quantized import QuantizedMatrix
@@ -21,9 +22,9 @@ class PackedKernel:
     (E, N, C).
     """
 
-    words: jax.Array
-    scale: jax.Array
-    offset: jax.Array | None
+    words: AnyArray
+    scale: AnyArray
+    offset: AnyArray | None
     levels: tuple[float, ...] = dataclasses.field(metadata=dict(static=True))
     shape: tuple[int, ...] = dataclasses.field(metadata=dict(static=True))
 

@@ -9,6 +9,7 @@ bits that are left, the lowest of all n first, packed into bytes, low bits first
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +75,7 @@ def unpack_codes(packed: np.ndarray | jax.Array, levels: int, shape: tuple[int, 
 
 def check_packed(packed: np.ndarray, levels: int, shape: tuple[int, ...]) -> np.ndarray:
     """The codes, as `unpack_codes`. ValueError also where the bytes are not what packing these codes would give."""
-    codes = unpack_codes(packed, levels, shape)
+    codes = np.asarray(unpack_codes(packed, levels, shape))
     if (codes >= levels).any() or not np.array_equal(pack_codes(codes, levels), packed):
         raise ValueError(f"packed codes are outside their alphabet of {levels} levels")
     return codes
@@ -90,9 +91,10 @@ def _limbs(packed, n: int, b: int, xp) -> list:
     return [low | (high << 8) for low, high in zip(parts[::2], [*parts[1::2], 0], strict=False)]
 
 
-def _divide(limbs: list, divisor: int) -> tuple[list, np.ndarray | jax.Array]:
+def _divide(limbs: list, divisor: int) -> tuple[list, Any]:
     """Quotient and remainder of the numbers, by long division."""
-    quotient, remainder = [], 0
+    quotient: list[Any] = []
+    remainder: Any = 0
     for limb in reversed(limbs):
         value = (remainder << LIMB) | limb
         quotient.append(value // divisor)

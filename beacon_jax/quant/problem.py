@@ -67,7 +67,7 @@ class Problem:
         _check_shapes(kernel.shape, stats)
         if jnp.issubdtype(jnp.result_type(kernel), jnp.complexfloating):
             raise ValueError(f"expected a kernel of real numbers, got {jnp.result_type(kernel)}")
-        W, own, live, some_input, *units, facts = _prepared(stats, kernel)
+        W, own, live, some_input, kernel_unit, input_unit, facts = _prepared(stats, kernel)
         ratio = informed = None
         if not isinstance(facts, jax.core.Tracer):
             some_rows, finite_stats, finite_kernel, gram, ratio = np.asarray(facts).tolist()
@@ -83,8 +83,9 @@ class Problem:
         alphabet, ratio = make_alphabet(alphabet), ratio if reads_means else None
         dtype = working_dtype(stats.dtype, ratio)
         with in_dtype(dtype):
-            units = [jnp.asarray(unit, dtype) for unit in units]
-            return cls(jnp.asarray(W, dtype), own.astype(dtype), live, alphabet, *units, informed, ratio, has_bias)
+            W, kernel_unit, input_unit = (jnp.asarray(a, dtype) for a in (W, kernel_unit, input_unit))
+            own = own.astype(dtype)
+            return cls(W, own, live, alphabet, kernel_unit, input_unit, informed, ratio, has_bias)
 
     @property
     def dtype(self) -> np.dtype:
@@ -136,12 +137,14 @@ class Found:
             some = jnp.asarray(groups).reshape((-1,) + (1,) * (own.ndim - 1))
             return jnp.where(some, jnp.zeros_like(own) if others is None else others.astype(own.dtype), own)
 
-        names = ("codes", "scale", "offset", "bias_change")
-        fields = {
-            name: None if (own := getattr(self, name)) is None else chosen(own, getattr(other, name)) for name in names
-        }
-        sound = None if self.sound is None else self.sound | jnp.asarray(groups)
-        return dataclasses.replace(self, **fields, sound=sound)
+        return Found(
+            chosen(self.codes, other.codes),
+            chosen(self.scale, other.scale),
+            None if self.offset is None else chosen(self.offset, other.offset),
+            None if self.bias_change is None else chosen(self.bias_change, other.bias_change),
+            self.info,
+            None if self.sound is None else self.sound | jnp.asarray(groups),
+        )
 
     def times(self, kernel_unit: jax.Array, input_unit: jax.Array) -> "Found":
         """The same for a kernel and inputs that are so many times as large."""
@@ -176,7 +179,7 @@ class Solution:
             notes.append(f"{self.rounded} of {groups} groups rounded to nearest because their inputs are always zero")
         if self.solved_in != self.matrix.scale.dtype.name:
             reason = "inputs or an output never change"
-            if np.isfinite(self.mean_over_spread):
+            if self.mean_over_spread is not None and np.isfinite(self.mean_over_spread):
                 times = f"{self.mean_over_spread:,.0f}"
                 reason = f"the mean of the inputs, or of an output, is {times} times its spread"
             notes.append(f"solved in {self.solved_in} because {reason}")

@@ -38,9 +38,16 @@ class QuantizedMatrix:
 
     def astype(self, dtype) -> "QuantizedMatrix":
         """The same with alphabet, scale and offset in this dtype, and so the dequantized kernel."""
-        names = ("alphabet", "scale", "offset", "bias_change")
+
+        def cast(a):
+            return None if a is None else a.astype(dtype)
+
         return dataclasses.replace(
-            self, **{name: None if (a := getattr(self, name)) is None else a.astype(dtype) for name in names}
+            self,
+            alphabet=cast(self.alphabet),
+            scale=cast(self.scale),
+            offset=cast(self.offset),
+            bias_change=cast(self.bias_change),
         )
 
     def first_channels(self, count: int) -> "QuantizedMatrix":

@@ -107,10 +107,12 @@ def _best_fraction(
             groups = jax.tree.map(lambda a: a[: whole * ROWS].reshape(whole, ROWS, *a.shape[1:]), (w, counted))
 
             def add_group(i, error):
-                return add_rows(*jax.tree.map(lambda a: a[i], groups), error)
+                rows, counts = jax.tree.map(lambda a: a[i], groups)
+                return add_rows(rows, counts, error)
 
             error = lax.fori_loop(0, whole, add_group, error)
-        return add_rows(*jax.tree.map(lambda a: a[whole * ROWS :], (w, counted)), error)
+        rows, counts = jax.tree.map(lambda a: a[whole * ROWS :], (w, counted))
+        return add_rows(rows, counts, error)
 
     def at_once(w, counted):
         return jax.vmap(lambda row, count: squares(row[None, :], count))(w, counted).sum(0)

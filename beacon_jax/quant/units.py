@@ -27,7 +27,7 @@ def input_unit(stats: GramStats) -> jax.Array:
     """Of the inputs' root mean square, the largest input's in the quantized model, a scalar; of E groups, (E,)."""
     own = stats.x_tilde
     count = jnp.where(stats.count > 0, stats.count, 1)[..., None]
-    variance = jnp.diagonal(own.products, axis1=-2, axis2=-1) / count
+    variance = own.diagonal / count
     # Not as the root of a sum of squares: the mean's would overflow or be lost before the root.
     return power_of_two((jnp.sqrt(jnp.maximum(variance, 0)) + jnp.abs(own.mean(stats.count))).max(-1))
 

@@ -1,7 +1,6 @@
 """The table of methods. To add one, write its options and its solver in a file of its own and add a row."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -73,10 +72,10 @@ class Method:
                 f"{stats.dtype}"
             )
         with in_dtype(problem.dtype):
-            found = problem.solved_by(functools.partial(self.solver, options=checked))
+            found = problem.solved_by(lambda own: self.solver(own, checked))
             if lost is not None and lost.any():
-                nearest = functools.partial(rtn.solve, options=rtn.RTNOptions(scale="lsq"))
-                found = found.where(lost, problem.solved_by(nearest))
+                nearest = rtn.RTNOptions(scale="lsq")
+                found = found.where(lost, problem.solved_by(lambda own: rtn.solve(own, nearest)))
             if found.sound is not None and not isinstance(found.sound, jax.core.Tracer) and not found.sound.all():
                 raise ValueError(self.unsound.format(dtype=problem.dtype, **dataclasses.asdict(checked)))
             levels = jnp.asarray(problem.alphabet, problem.dtype)
