@@ -27,7 +27,6 @@ from beacon_jax.knapsack import choose
 from beacon_jax.leaves import as_jax_arrays
 from beacon_jax.output_change import output_changes
 from beacon_jax.pipeline import quantize
-from beacon_jax.quant.quantized import QuantizedMatrix
 from beacon_jax.quantized_leaves import QuantizedLeaves
 from beacon_jax.quantized_model import QuantizedModel
 from beacon_jax.report import LayerReport, aligned
@@ -177,7 +176,7 @@ def choose_alphabets(
 def _layer_errors(apply, params, batches, spec, budget, given) -> tuple[dict[str, list[float]], QuantizedModel]:
     """{layer: its error with each of its alphabets}, and the model quantized with the middle one."""
     errors: dict[str, list[float]] = {name: [] for name in budget.layers}
-    fixed: dict[str, tuple[LayerReport, QuantizedMatrix]] = {}
+    fixed: dict[str, tuple[LayerReport, Any]] = {}
     middle: QuantizedModel | None = None
     for i, alphabet in enumerate(budget.alphabets):
         own = _on_float(with_alphabet(spec, alphabet))

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from jax import Array
+from jaxtyping import Float, Float64, Real, UInt8
 
 MAX_LEVELS = 256  # codes are stored as uint8
 
@@ -32,7 +34,7 @@ def _named() -> dict[str, tuple[float, ...]]:
 NAMED = _named()
 
 
-def make_alphabet(spec: str | float | Sequence[float]) -> np.ndarray:
+def make_alphabet(spec: str | float | Sequence[float]) -> Float64[np.ndarray, " K"]:
     """Returns the alphabet that `spec` names or lists, as a (K,) float64 array, ascending.
 
     Names (Beacon, arXiv 2508.20293): "1.58" (-1, 0, 1), "2.32" (-2 … 2), "2.58" (±0.5, ±1.5, ±2.5), "2" … "8"
@@ -68,12 +70,12 @@ def make_alphabet(spec: str | float | Sequence[float]) -> np.ndarray:
     return levels
 
 
-def nearest_index(x: jax.Array, count: jax.Array) -> jax.Array:
+def nearest_index(x: Float[Array, "*shape"], count: Float[Array, ""]) -> Float[Array, "*shape"]:
     """The integer of 0 … count−1 nearest to x, the lower one of two equally near."""
     return jnp.clip(jnp.ceil(x - 0.5), 0, count - 1)
 
 
-def is_symmetric(alphabet: np.ndarray) -> bool:
+def is_symmetric(alphabet: Float[np.ndarray, " K"]) -> bool:
     """Whether A = −A, so that the sign of a scale is free."""
     return bool(np.array_equal(alphabet, -alphabet[::-1]))
 
@@ -87,18 +89,19 @@ class Levels:
     table's shape depends on K, so one compiled solver serves all evenly spaced alphabets, whatever their size.
     """
 
-    first: jax.Array
-    last: jax.Array
-    step: jax.Array
-    count: jax.Array  # K, as a float
-    smallest: jax.Array  # the level of smallest magnitude
-    smallest_positive: jax.Array  # 0 if there is none
-    smallest_negative: jax.Array  # negative level of smallest magnitude, 0 if there is none
-    table: jax.Array | tuple[jax.Array, ...] | None  # a tuple of scalars in kernels, which have no gather
+    first: Float[Array, ""]
+    last: Float[Array, ""]
+    step: Float[Array, ""]
+    count: Float[Array, ""]  # K, as a float
+    smallest: Float[Array, ""]  # the level of smallest magnitude
+    smallest_positive: Float[Array, ""]  # 0 if there is none
+    smallest_negative: Float[Array, ""]  # negative level of smallest magnitude, 0 if there is none
+    # A tuple of scalars in kernels, which have no gather.
+    table: Float[Array, " K"] | tuple[Float[Array, ""], ...] | None
     exact: bool = dataclasses.field(metadata={"static": True})  # whether bfloat16 holds every level
 
     @classmethod
-    def of(cls, alphabet: np.ndarray, dtype) -> "Levels":
+    def of(cls, alphabet: Float[np.ndarray, " K"], dtype) -> "Levels":
         """Builds the levels from a (K,) ascending alphabet."""
         alphabet = np.asarray(alphabet, dtype)
         step = alphabet[1] - alphabet[0]
@@ -119,11 +122,11 @@ class Levels:
         return cls(first, last, step, count, smallest, positive, negative, table, exact)
 
     @property
-    def max_abs(self) -> jax.Array:
+    def max_abs(self) -> Float[Array, ""]:
         """The largest magnitude of a level."""
         return jnp.maximum(jnp.abs(self.first), jnp.abs(self.last))
 
-    def lower_index(self, p: jax.Array) -> jax.Array:
+    def lower_index(self, p: Float[Array, "*shape"]) -> Real[Array, "*shape"]:
         """Position i of the neighbouring levels i and i + 1 around p, of the two end levels on that side where p is
         outside the alphabet; a float of p's dtype where the alphabet is evenly spaced, else an integer.
         """
@@ -134,7 +137,7 @@ class Levels:
         k = self.table.size
         return jnp.clip(jnp.searchsorted(self.table, p, side="right", method="scan_unrolled") - 1, 0, k - 2)
 
-    def at(self, i: jax.Array) -> jax.Array:
+    def at(self, i: Real[Array, "*shape"]) -> Float[Array, "*shape"]:
         """The levels at these positions, of any real dtype."""
         if self.table is None:
             return self.first + i.astype(self.first.dtype) * self.step
@@ -145,19 +148,19 @@ class Levels:
             return level
         return self.table[i.astype(jnp.int32)]
 
-    def bracket(self, p: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def bracket(self, p: Float[Array, "*shape"]) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
         """The neighbouring levels lo ≤ p < hi; the two end levels on that side where p is outside the alphabet."""
         i = self.lower_index(p)
         return self.at(i), self.at(i + 1)
 
-    def nearest(self, p: jax.Array) -> jax.Array:
+    def nearest(self, p: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """The level nearest to p, the lower one of two equally near."""
         if self.table is None:
             return self.first + nearest_index((p - self.first) * (1 / self.step), self.count) * self.step
         lo, hi = self.bracket(p)
         return jnp.where(p - lo > hi - p, hi, lo)
 
-    def index(self, q: jax.Array) -> jax.Array:
+    def index(self, q: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
         """uint8 position in the alphabet of values q that are levels."""
         if self.table is None:
             i = jnp.round((q - self.first) / self.step)

@@ -14,12 +14,16 @@ to all of them under jax.vmap.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int, Shaped
 
+from beacon_jax.quant.array_types import AnyArray
 from beacon_jax.quant.moments import Moments, outer
 from beacon_jax.quant.products import matmul
 from beacon_jax.quant.residual import ResidualChange
@@ -46,10 +50,10 @@ class GramStats:
     """
 
     x_tilde: Moments
-    count: jax.Array
-    rows: jax.Array
+    count: Float[Array, "*groups"]
+    rows: Int[Array, "*groups"]
     x: Moments | None = None
-    cross: jax.Array | None = None
+    cross: Float[Array, "*groups N N"] | None = None
     residual: ResidualChange | None = None
 
     @classmethod
@@ -77,22 +81,24 @@ class GramStats:
         return stats if groups is None else jax.tree.map(lambda a: jnp.zeros((groups, *a.shape), a.dtype), stats)
 
     @property
-    def H(self) -> jax.Array:
+    def H(self) -> Float[Array, "*groups N N"]:
         """X̃ᵀX̃, (N, N)."""
         return self._whole(self.x_tilde.products, self.x_tilde, self.x_tilde)
 
     @property
-    def G(self) -> jax.Array:
+    def G(self) -> Float[Array, "*groups N N"]:
         """X̃ᵀX, (N, N)."""
         return self.H if self.x is None else self._whole(self.cross, self.x_tilde, self.x)
 
     @property
-    def F(self) -> jax.Array:
+    def F(self) -> Float[Array, "*groups N N"]:
         """XᵀX, (N, N)."""
         return self.H if self.x is None else self._whole(self.x.products, self.x, self.x)
 
     @property
-    def centred(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def centred(
+        self,
+    ) -> tuple[Float[Array, "*groups N N"], Float[Array, "*groups N N"], Float[Array, "*groups N N"]]:
         """H, G, F of the inputs minus their means: H − m μ̃μ̃ᵀ, G − m μ̃μᵀ, F − m μμᵀ. With one stream all the same."""
         S = self._centred(self.x_tilde.products, self.x_tilde, self.x_tilde)
         if self.x is None:
@@ -107,16 +113,16 @@ class GramStats:
         return self._centred(products, a, b) + self.count[..., None, None] * means
 
     @property
-    def sum_x(self) -> jax.Array:
+    def sum_x(self) -> Float[Array, "*groups N"]:
         """Xᵀ1, (N,)."""
         return self.means()[0] * self.count[..., None]
 
     @property
-    def sum_xt(self) -> jax.Array:
+    def sum_xt(self) -> Float[Array, "*groups N"]:
         """X̃ᵀ1, (N,)."""
         return self.means()[1] * self.count[..., None]
 
-    def residual_cross(self, *, centred: bool) -> jax.Array:
+    def residual_cross(self, *, centred: bool) -> Float[Array, "*groups N C"]:
         """(N, C) X̃ᵀ(R − R̃); with `centred`, of X̃ and R − R̃ minus their means."""
         own = self.residual
         assert own is not None, "these statistics have no room for the change of a residual stream"
@@ -145,23 +151,23 @@ class GramStats:
         return self.x_tilde.shift.dtype
 
     @property
-    def squares(self) -> jax.Array:
+    def squares(self) -> Float[Array, "*groups N"]:
         """(N,) diagonal of X̃ᵀX̃."""
         own = self.x_tilde
         return own.variance_sums(self.count) + self.count[..., None] * jnp.square(own.mean(self.count))
 
     @property
-    def dead(self) -> jax.Array:
+    def dead(self) -> Bool[Array, "*groups N"]:
         """(N,) bool: inputs that are zero in every row of X̃, whose codes change nothing in the output."""
         own = self.x_tilde
         return (own.shift == 0) & (own.diagonal == 0)
 
-    def means(self) -> tuple[jax.Array, jax.Array]:
+    def means(self) -> tuple[Float[Array, "*groups N"], Float[Array, "*groups N"]]:
         """Column means of X and of X̃, each (N,); 0 for no rows."""
         return (self.x_tilde if self.x is None else self.x).mean(self.count), self.x_tilde.mean(self.count)
 
     @property
-    def mean_change(self) -> jax.Array:
+    def mean_change(self) -> Float[Array, "*groups N"]:
         """(N,) mean of X minus mean of X̃, with the digits that their difference has and they themselves have not."""
         if self.x is None:
             return jnp.zeros_like(self.x_tilde.shift)
@@ -174,10 +180,10 @@ class GramStats:
 
     def update(
         self,
-        x: jax.Array,
-        x_tilde: jax.Array | None = None,
-        weights: jax.Array | None = None,
-        residual: jax.Array | None = None,
+        x: Shaped[AnyArray, "*rows N"],
+        x_tilde: Shaped[AnyArray, "*rows_tilde N_tilde"] | None = None,
+        weights: ArrayLike | Sequence | None = None,
+        residual: Shaped[AnyArray, "*rows_residual C"] | None = None,
         *,
         finish: bool = True,
     ) -> "GramStats":
@@ -239,7 +245,7 @@ class GramStats:
             None if a.residual is None else a.residual.plus(b.residual),
         )
 
-    def divided(self, inputs: jax.Array, outputs: jax.Array) -> "GramStats":
+    def divided(self, inputs: Float[Array, "*groups"], outputs: Float[Array, "*groups"]) -> "GramStats":
         """Of the same rows over a unit of the inputs, and one of outputs; each a scalar, or one for each group."""
         unit = inputs[..., None, None]
         return dataclasses.replace(
@@ -284,7 +290,13 @@ def _finished(stats: GramStats) -> GramStats:
 
 
 @jax.jit
-def _add_rows(stats: GramStats, x, x_tilde, weights, residual) -> GramStats:
+def _add_rows(
+    stats: GramStats,
+    x: Shaped[Array, "m N"],
+    x_tilde: Shaped[Array, "m N"] | None,
+    weights: Shaped[Array, " m"] | None,
+    residual: Shaped[Array, "m C"] | None,
+) -> GramStats:
     """The statistics with the rows of x (m, N); x_tilde the same, weights (m,) and residual (m, C), or None."""
     dtype = stats.dtype
     if weights is None:
@@ -323,7 +335,7 @@ def _add_rows(stats: GramStats, x, x_tilde, weights, residual) -> GramStats:
     return GramStats(new, stats.count + count, stats.rows + rows, new_float, cross, change)
 
 
-def _row_weights(weights, shape: tuple[int, ...]) -> jax.Array:
+def _row_weights(weights, shape: tuple[int, ...]) -> Shaped[Array, " m"]:
     """(m,) weights of the rows of an array (*shape, N)."""
     weights, m = jnp.asarray(weights), math.prod(shape)
     if weights.shape != (m,):

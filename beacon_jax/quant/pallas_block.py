@@ -17,8 +17,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 from jax.experimental import pallas as pl
+from jaxtyping import Float
 
 from beacon_jax.quant.products import matmul
 
@@ -39,17 +40,17 @@ def power_of_two_block(n: int, most: int) -> int:
 
 def pallas_pass(
     rule: Any,
-    matrices: Sequence[jax.Array],
+    matrices: Sequence[Float[Array, "N N"]],
     constants: Any,
     shared: Any,
     rows: Any,
-    Q: jax.Array,
+    Q: Float[Array, "N C"],
     state: Any,
     *,
     block_size: int,
     outside: Callable[[jax.Array, jax.Array], Sequence[jax.Array]],
     kernel: str | None = None,
-) -> tuple[jax.Array, Any]:
+) -> tuple[Float[Array, "N C"], Any]:
     """`sweep.blocked_pass`, with its arguments, by kernels.
 
     Args:

@@ -16,6 +16,8 @@ import contextlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jaxtyping import Float
 
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.products import matmul
@@ -33,7 +35,7 @@ def largest_mean_over_spread(dtype) -> float:
     return (LARGEST_SHARE / tie_tolerance(dtype)) ** 0.5
 
 
-def mean_over_spread(stats: GramStats, kernel: jax.Array | None = None) -> jax.Array:
+def mean_over_spread(stats: GramStats, kernel: Float[Array, "*groups N C"] | None = None) -> Float[Array, ""]:
     """ρ, a scalar: of the inputs and, with a kernel (N, C), of the channels' outputs the largest; of groups likewise.
 
     Of the inputs: root mean square of the means over that of the standard deviations. Of an output: |μᵀw| over

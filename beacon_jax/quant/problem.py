@@ -7,8 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float, Float64, UInt8
 
 from beacon_jax.quant.alphabets import Levels, make_alphabet
+from beacon_jax.quant.array_types import AnyArray
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.moments import outer
 from beacon_jax.quant.precision import in_dtype, mean_over_spread, working_dtype
@@ -37,19 +40,19 @@ class Problem:
     Invariant: W and stats share one dtype, that in which the problem is to be solved (see precision.py).
     """
 
-    W: jax.Array
+    W: Float[Array, "*groups N C"]
     stats: GramStats
-    live: jax.Array
-    alphabet: np.ndarray
-    kernel_unit: jax.Array
-    input_unit: jax.Array
-    informed: np.ndarray | None = None
+    live: Bool[Array, "*groups N"]
+    alphabet: Float64[np.ndarray, " K"]
+    kernel_unit: Float[Array, "*groups"]
+    input_unit: Float[Array, "*groups"]
+    informed: Bool[np.ndarray, "*all_groups"] | None = None
     mean_over_spread: float | None = None
     has_bias: bool = False
 
     @classmethod
     def of(
-        cls, kernel: jax.Array, stats: GramStats, alphabet: Any, *, has_bias: bool = False, reads_means: bool = True
+        cls, kernel: AnyArray, stats: GramStats, alphabet: Any, *, has_bias: bool = False, reads_means: bool = True
     ) -> "Problem":
         """Checks the parts (the values of traced arrays are taken on trust) and puts them into the dtype to solve in.
 
@@ -118,19 +121,19 @@ class Found:
     arrays to report; sound, a bool scalar, False where the numbers are worthless, or None where that cannot be.
     """
 
-    codes: jax.Array
-    scale: jax.Array
-    offset: jax.Array | None = None
-    bias_change: jax.Array | None = None
-    info: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
-    sound: jax.Array | None = None
+    codes: UInt8[Array, "*groups N C"]
+    scale: Float[Array, "*groups C"]
+    offset: Float[Array, "*groups C"] | None = None
+    bias_change: Float[Array, "*groups C"] | None = None
+    info: dict[str, Array] = dataclasses.field(default_factory=dict)
+    sound: Bool[Array, "*groups"] | None = None
 
-    def without(self, channels: jax.Array) -> "Found":
+    def without(self, channels: Bool[Array, " C"]) -> "Found":
         """The same with nothing at all in these channels, (C,) bool, whatever their codes: kernels of zeros."""
         offset = None if self.offset is None else jnp.where(channels, 0, self.offset)
         return dataclasses.replace(self, scale=jnp.where(channels, 0, self.scale), offset=offset)
 
-    def where(self, groups: np.ndarray, other: "Found") -> "Found":
+    def where(self, groups: Bool[np.ndarray, " E"], other: "Found") -> "Found":
         """Of some groups, (E,) bool, what another solver found, their bias as it is; the report's arrays stay."""
 
         def chosen(own, others):
@@ -146,7 +149,7 @@ class Found:
             None if self.sound is None else self.sound | jnp.asarray(groups),
         )
 
-    def times(self, kernel_unit: jax.Array, input_unit: jax.Array) -> "Found":
+    def times(self, kernel_unit: Float[Array, ""], input_unit: Float[Array, ""]) -> "Found":
         """The same for a kernel and inputs that are so many times as large."""
         offset = None if self.offset is None else self.offset * kernel_unit
         change = None if self.bias_change is None else self.bias_change * kernel_unit * input_unit

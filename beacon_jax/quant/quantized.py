@@ -4,6 +4,8 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, UInt8
 
 
 @jax.tree_util.register_dataclass
@@ -20,19 +22,19 @@ class QuantizedMatrix:
     fixed_point and cosine_history). It is no part of the quantized weights and is not saved.
     """
 
-    codes: jax.Array
-    alphabet: jax.Array
-    scale: jax.Array
-    offset: jax.Array | None = None
-    info: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
-    bias_change: jax.Array | None = None
+    codes: UInt8[Array, "*groups N C"]
+    alphabet: Float[Array, " K"]
+    scale: Float[Array, "*groups C"]
+    offset: Float[Array, "*groups C"] | None = None
+    info: dict[str, Array] = dataclasses.field(default_factory=dict)
+    bias_change: Float[Array, "*groups C"] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(N, C) or (E, N, C) of the kernel."""
         return self.codes.shape
 
-    def dequantize(self) -> jax.Array:
+    def dequantize(self) -> Float[Array, "*groups N C"]:
         """The kernel Ŵ, of the shape of the codes; inside another jit the same to the last bit."""
         return _dequantized(self.codes, self.alphabet, self.scale, self.offset)
 

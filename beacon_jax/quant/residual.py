@@ -9,6 +9,8 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
 
 from beacon_jax.quant.moments import outer
 
@@ -23,15 +25,15 @@ class ResidualChange:
       total: Σw d, (C,).
     """
 
-    products: jax.Array
-    total: jax.Array
+    products: Float[Array, "*groups N C"]
+    total: Float[Array, "*groups C"]
 
     @classmethod
     def zeros(cls, n: int, outputs: int, dtype) -> "ResidualChange":
         """Of no rows at all."""
         return cls(jnp.zeros((n, outputs), dtype), jnp.zeros(outputs, dtype))
 
-    def shifted(self, step: jax.Array) -> "ResidualChange":
+    def shifted(self, step: Float[Array, "*groups N"]) -> "ResidualChange":
         """The same sums with inputs about a shift that is smaller by `step` (N,)."""
         return dataclasses.replace(self, products=self.products + outer(step, self.total))
 
@@ -39,7 +41,7 @@ class ResidualChange:
         """The sums of both, whose inputs must have one shift."""
         return jax.tree.map(jnp.add, self, other)
 
-    def divided(self, inputs: jax.Array, outputs: jax.Array) -> "ResidualChange":
+    def divided(self, inputs: Float[Array, "*groups"], outputs: Float[Array, "*groups"]) -> "ResidualChange":
         """Of the same rows, inputs and outputs over units of their own, a scalar each or one for each group."""
         over = outputs[..., None]
         return ResidualChange(self.products / inputs[..., None, None] / over[..., None], self.total / over)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from beacon_jax.quant.array_types import AnyArray
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.methods import beacon, beacon_plus, comq, gptq, rtn
 from beacon_jax.quant.methods.options import Options
@@ -37,12 +38,12 @@ class Method:
     reads_stats: bool = True
     unsound: str = ""
 
-    def __call__(self, kernel: jax.Array, stats: GramStats, alphabet: Any, **options) -> QuantizedMatrix:
+    def __call__(self, kernel: AnyArray, stats: GramStats, alphabet: Any, **options) -> QuantizedMatrix:
         """The quantized kernel (and the change of the bias) alone; arguments and errors as `solve`."""
         return self.solve(kernel, stats, alphabet, **options).matrix
 
     def solve(
-        self, kernel: jax.Array, stats: GramStats, alphabet: Any, *, has_bias: bool = False, **options
+        self, kernel: AnyArray, stats: GramStats, alphabet: Any, *, has_bias: bool = False, **options
     ) -> Solution:
         """Quantizes a kernel, also under jax.jit and jax.vmap.
 
