@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Shaped
 
 from beacon_jax.devices import Placement
 from beacon_jax.graph.row_weights import RowWeights
@@ -60,13 +61,20 @@ def _thinned(step, number, rows, weights, factor, change):
     return [part(a, -2) for a in rows], part(weights, -1), part(factor, -1), change
 
 
-def _difference(residual: jax.Array, quantized: jax.Array) -> jax.Array:
+def _difference(
+    residual: Float[jax.Array, "*positions C"], quantized: Float[jax.Array, "*positions C"]
+) -> Float[jax.Array, "*positions C"]:
     """R − R̃ in at least float32."""
     dtype = jnp.promote_types(residual.dtype, jnp.float32)
     return residual.astype(dtype) - quantized.astype(dtype)
 
 
-def _updated(stats: GramStats, rows: list[jax.Array], weights: jax.Array | None, change: jax.Array | None) -> GramStats:
+def _updated(
+    stats: GramStats,
+    rows: list[Shaped[jax.Array, "*groups m N"]],
+    weights: Shaped[jax.Array, "*_ m"] | None,
+    change: Float[jax.Array, "*positions C"] | None,
+) -> GramStats:
     """The statistics, of each group where there are several, with these rows of each stream."""
     x, x_tilde = rows if len(rows) == 2 else (rows[0], None)
     if not stats.groups:

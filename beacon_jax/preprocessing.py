@@ -10,6 +10,7 @@ import functools
 import io
 
 import numpy as np
+from jaxtyping import Float32, Real, UInt8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,7 @@ def decoded_formats() -> tuple[str, ...]:
     return tuple(kind for kind in Image.OPEN if kind not in _NOT_DECODED)
 
 
-def decode(encoded: bytes, preset: Preset | None = None) -> np.ndarray:
+def decode(encoded: bytes, preset: Preset | None = None) -> UInt8[np.ndarray, "H W 3"]:
     """An image file's bytes as uint8 RGB (H, W, 3), resized and cropped by `preset`.
 
     Grey is repeated, of more than 8 bits the upper 8 are taken (as PIL does for 16-bit colours), CMYK, YCbCr and Lab
@@ -119,7 +120,7 @@ def _resize_and_crop(image, preset: Preset):
     return image.crop((left, top, left + preset.crop, top + preset.crop))
 
 
-def normalize(pixels: np.ndarray, normalization: str) -> np.ndarray:
+def normalize(pixels: Real[np.ndarray, "*positions c"], normalization: str) -> Float32[np.ndarray, "*positions c"]:
     """Pixels (…, c), uint8 or floats in 0 … 1, as float32 with the mean and deviation that the model was trained on."""
     mean, std = (np.asarray(values, np.float32) for values in NORMALIZATIONS[normalization])
     if pixels.dtype == np.uint8:

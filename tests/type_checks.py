@@ -6,10 +6,23 @@ from collections.abc import Callable
 from typing import Any
 
 import beartype
+import jax
 import jaxtyping
+import numpy as np
 
-# What holds, takes and gives arrays with shapes in its annotations.
-MODULES = ("beacon_jax.quant",)
+# What has shapes in its annotations.
+MODULES = (
+    "beacon_jax.calibration_step",
+    "beacon_jax.graph.place",
+    "beacon_jax.graph.row_weights",
+    "beacon_jax.influence",
+    "beacon_jax.metrics",
+    "beacon_jax.packed",
+    "beacon_jax.preprocessing",
+    "beacon_jax.quant",
+    "beacon_jax.row_sample",
+    "beacon_jax.row_scales",
+)
 
 
 def checked(function: Callable) -> Callable:
@@ -22,7 +35,7 @@ def checked(function: Callable) -> Callable:
         return function
     function.__annotations__ = hints
     own = beartype.beartype(function)
-    return _unless_by_jax(function, own) if function.__name__ == "__init__" else own
+    return _of_arrays(function, own) if function.__name__ == "__init__" else own
 
 
 def _has_shape(hint) -> bool:
@@ -30,14 +43,18 @@ def _has_shape(hint) -> bool:
     return array or any(map(_has_shape, typing.get_args(hint)))
 
 
-def _unless_by_jax(function, own):
-    """JAX fills dataclasses that are pytrees with whatever it likes: placeholders, shardings, truth values."""
+def _of_arrays(function, own):
+    """The check of a dataclass that is a pytree, where it is made of arrays.
+
+    JAX fills them with whatever it likes (placeholders, shardings, truth values); in_axes are such trees of numbers.
+    """
 
     def check(*args, **kwargs):
         frame = sys._getframe(1)
         while frame.f_globals["__name__"].startswith("jaxtyping."):
             frame = frame.f_back
         by_jax = frame.f_globals["__name__"].split(".")[0] == "jax"
-        return (function if by_jax else own)(*args, **kwargs)
+        some = any(isinstance(a, jax.Array | np.ndarray) for a in jax.tree.leaves((args[1:], kwargs)))
+        return (own if some and not by_jax else function)(*args, **kwargs)
 
     return check

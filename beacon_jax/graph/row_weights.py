@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Shaped
 
 from beacon_jax.graph.axes import Atom, Axes, conv_axes, labels_of, plain
 from beacon_jax.graph.axis_rules import RULES, same_shape
@@ -71,7 +72,7 @@ class RowWeights:
                 )
         return cls(tuple(atoms), fixed, rest)
 
-    def __call__(self, weights: jax.Array) -> jax.Array:
+    def __call__(self, weights: Shaped[jax.Array, "*axes"]) -> Shaped[jax.Array, " m"]:
         """(m,) weights of the rows."""
         axes = list(range(weights.ndim))
         for axis, index in self.fixed:

@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from beacon_jax.metrics.base import (
     Key,
@@ -132,7 +133,7 @@ class NeighbourOverlap:
         return np.concatenate(rows)
 
 
-def unit_vectors(vectors: jax.Array) -> jax.Array:
+def unit_vectors(vectors: Float[jax.Array, "*shape"]) -> Float[jax.Array, "*shape"]:
     """Divided by their lengths along the last axis; zero vectors stay zero."""
     length = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / jnp.where(length == 0, 1, length)
