@@ -49,7 +49,7 @@ class Program:
     donated: tuple[bool, ...]
     helper: bool
 
-    def jitted(self):
+    def jitted(self) -> Any:
         """The function under jit, of the flat arguments."""
         run = core.jaxpr_as_fun(self.code)
 
@@ -154,7 +154,7 @@ class AbstractPlacement(Placement):
 class AbstractRun(Run):
     """The run of a pipeline on shapes: each layer is solved and measured, nothing is put in place or reported."""
 
-    def quantize_layer(self, name, names, stats, gram_seconds):
+    def quantize_layer(self, name, names, stats, gram_seconds) -> Any:
         """Tells of the programs that quantize a layer."""
         layer = self._by_name[name]
         kernel: Any = jax.ShapeDtypeStruct(layer.shape, self.leaves[layer.leaf].dtype)
@@ -162,7 +162,7 @@ class AbstractRun(Run):
         self.measured(kernel, matrix, stats)
         return None, matrix
 
-    def finish_layer(self, name, report, matrix):
+    def finish_layer(self, name, report, matrix) -> None:
         """Nothing: the parameters' shapes stay."""
 
 

@@ -2,10 +2,12 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Float, Shaped
 
 from beacon_jax.devices import Placement
@@ -28,7 +30,9 @@ class Step:
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def add_batch(step: Step, stats, arrays, weights, factors, number):
+def add_batch(
+    step: Step, stats: Sequence[GramStats], arrays: Any, weights: Any, factors: Any, number: jax.Array | np.int32
+) -> tuple[list[GramStats], list[jax.Array]]:
     """The statistics with batch `number` in them, and what the first stream's piece gives beyond the layers' inputs."""
     values = [iter(own(*given)) for own, given in zip(step.pieces, arrays, strict=True)]
     added = []

@@ -264,13 +264,13 @@ def _mean(values, weights):
 
 
 @functools.partial(jax.jit, static_argnames="static")
-def held_out_loss(parts, rest, example, static):
+def held_out_loss(parts: list, rest: list, example: tuple, static: Any) -> tuple[jax.Array, jax.Array]:
     """The loss, and the examples or positions that it is the mean of, by weight."""
     return _loss(parts, rest, example, static)
 
 
 @functools.partial(jax.jit, static_argnames="static")
-def training_step(parts, state, rest, example, static):
+def training_step(parts: list, state: Any, rest: list, example: tuple, static: Any) -> tuple[list, Any, jax.Array]:
     """(parts, optimizer's state, loss before) after one step on an example (batch, target, weights)."""
     (loss, _), grads = jax.value_and_grad(_loss, has_aux=True)(parts, rest, example, static)
     with jax.numpy_dtype_promotion("standard"):  # Optax mixes types, whatever the caller forbids itself

@@ -9,7 +9,7 @@ example.
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from beacon_jax.graph.program import Equation
@@ -53,7 +53,7 @@ def labels_of(atoms: Sequence[Atom]) -> set[int]:
     return {axis for axis, _ in atoms if axis is not None}
 
 
-def merged(*pairs):
+def merged(*pairs: Iterable[tuple[int, Any]]) -> tuple[tuple[int, Any], ...]:
     """Facts (axis, value) of several values together; of two about one axis the larger, so the later position."""
     found: dict[int, Any] = {}
     for own in pairs:
@@ -62,7 +62,7 @@ def merged(*pairs):
     return tuple(sorted(found.items()))
 
 
-def still_fixed(operands, known: set[int]):
+def still_fixed(operands: Iterable[Axes], known: set[int]) -> tuple[tuple[int, Any], ...]:
     """Positions that a value made of these belongs to: none along an axis that it has all of."""
     return tuple(f for f in merged(*(o.fixed for o in operands)) if f[0] not in known)
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from beacon_jax.graph.axes import Axes, conv_axes, cut, joined, joined_along, merged, plain, still_fixed, with_changed
@@ -12,7 +12,7 @@ from beacon_jax.graph.program import Equation
 from beacon_jax.graph.views import ConvView
 
 
-def same_shape(equation: Equation, operands, made):
+def same_shape(equation: Equation, operands: Sequence[Axes], made: Sequence[tuple]) -> Iterator[Axes]:
     """Elementwise and the like: axes stay where shapes do, and are lost where not."""
     for shape in made:
         fitting = [o for o in operands if tuple(math.prod(n for _, n in own) for own in o.atoms) == tuple(shape)]

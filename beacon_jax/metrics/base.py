@@ -67,7 +67,7 @@ class MeanOver:
     def check(self, outputs, batch) -> None:
         """Any outputs will do."""
 
-    def keep(self, outputs):
+    def keep(self, outputs: Any) -> Any:
         """All of them."""
         return outputs
 
@@ -103,7 +103,7 @@ class Mean(MeanOver):
         if self.better not in ("higher", "lower"):
             raise ValueError(f"better must be 'higher' or 'lower', got {self.better!r}")
 
-    def examples(self, outputs, batch, kept):
+    def examples(self, outputs: Any, batch: Any, kept: Any) -> Any:
         """What the function gives."""
         made = self.function(outputs, batch, kept)
         return made if isinstance(made, tuple) else (made, jnp.ones_like(made))
@@ -121,11 +121,13 @@ class Positions(MeanOver):
     mask: Key = None
     output: Key = None
 
-    def values(self, outputs, batch, kept):
+    def values(
+        self, outputs: Float[jax.Array, " B *positions values"], batch: Any, kept: Any
+    ) -> Float[jax.Array, " B *positions"]:
         """(B, …) by position."""
         raise NotImplementedError
 
-    def examples(self, outputs, batch, kept):
+    def examples(self, outputs: Any, batch: Any, kept: Any) -> tuple[Float[jax.Array, " B"], Float[jax.Array, " B"]]:
         """Sums over the positions of each example, and their weights."""
         found = floats(pick(outputs, self.output, "outputs"))
         values = self.values(found, batch, kept)

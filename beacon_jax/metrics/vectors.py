@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +30,13 @@ class MeanCosine(Positions):
     shown = ".4f"
     compares = True
 
-    def keep(self, outputs):
+    def keep(self, outputs: Any) -> Any:
         """The vectors."""
         return pick(outputs, self.output, "outputs")
 
-    def values(self, outputs, batch, kept):
+    def values(
+        self, outputs: Float[jax.Array, " B *positions values"], batch: Any, kept: Any
+    ) -> Float[jax.Array, " B *positions"]:
         """(B, …) by position."""
         return (unit_vectors(outputs) * unit_vectors(as_type_of(kept, outputs))).sum(-1)
 
@@ -54,11 +57,11 @@ class RelativeOutputError(MeanOver):
     better = "lower"
     compares = True
 
-    def keep(self, outputs):
+    def keep(self, outputs: Any) -> Any:
         """What is compared."""
         return pick(outputs, self.output, "outputs")
 
-    def examples(self, outputs, batch, kept):
+    def examples(self, outputs: Any, batch: Any, kept: Any) -> tuple[Float[jax.Array, " B"], Float[jax.Array, " B"]]:
         """Sums of squares of the differences and of the reference."""
 
         def squares(tree):
@@ -106,11 +109,13 @@ class NeighbourOverlap:
             shape = pick(outputs, self.output, "outputs").shape
             raise ValueError(f"nearest neighbours are those of vectors (B, width), but the outputs have shape {shape}")
 
-    def keep(self, outputs):
+    def keep(self, outputs: Any) -> Any:
         """The vectors."""
         return pick(outputs, self.output, "outputs")
 
-    def examples(self, outputs, batch, kept):
+    def examples(
+        self, outputs: Any, batch: Any, kept: Any
+    ) -> tuple[Float[jax.Array, "B values"], Float[jax.Array, "B values"]]:
         """Vectors of length 1, of both models."""
         return unit_vectors(floats(pick(outputs, self.output, "outputs"))), unit_vectors(floats(kept))
 
