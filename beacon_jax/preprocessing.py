@@ -67,7 +67,7 @@ def decode(encoded: bytes, preset: Preset | None = None) -> UInt8[np.ndarray, "H
       UnreadableImageError: not an image, truncated or damaged, more pixels than PIL.Image.MAX_IMAGE_PIXELS, or numbers
         whose range is not known (floats, integers of 32 bits or with a sign).
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(encoded), formats=decoded_formats()) as file:
@@ -77,7 +77,7 @@ def decode(encoded: bytes, preset: Preset | None = None) -> UInt8[np.ndarray, "H
             image = _rgb(file)
     except (UnreadableImageError, MemoryError):
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise UnreadableImageError("of no kind of image file that PIL can identify") from error
     except Exception as error:  # every format has its own for damage
         raise UnreadableImageError(str(error).split("\n")[0] or type(error).__name__) from error

@@ -50,10 +50,10 @@ class GramStats:
     """
 
     x_tilde: Moments
-    count: Float[Array, "*groups"]
-    rows: Int[Array, "*groups"]
+    count: Float[AnyArray, "*groups"]
+    rows: Int[AnyArray, "*groups"]
     x: Moments | None = None
-    cross: Float[Array, "*groups N N"] | None = None
+    cross: Float[AnyArray, "*groups N N"] | None = None
     residual: ResidualChange | None = None
 
     @classmethod
@@ -81,24 +81,24 @@ class GramStats:
         return stats if groups is None else jax.tree.map(lambda a: jnp.zeros((groups, *a.shape), a.dtype), stats)
 
     @property
-    def H(self) -> Float[Array, "*groups N N"]:
+    def H(self) -> Float[AnyArray, "*groups N N"]:
         """X̃ᵀX̃, (N, N)."""
         return self._whole(self.x_tilde.products, self.x_tilde, self.x_tilde)
 
     @property
-    def G(self) -> Float[Array, "*groups N N"]:
+    def G(self) -> Float[AnyArray, "*groups N N"]:
         """X̃ᵀX, (N, N)."""
         return self.H if self.x is None else self._whole(self.cross, self.x_tilde, self.x)
 
     @property
-    def F(self) -> Float[Array, "*groups N N"]:
+    def F(self) -> Float[AnyArray, "*groups N N"]:
         """XᵀX, (N, N)."""
         return self.H if self.x is None else self._whole(self.x.products, self.x, self.x)
 
     @property
     def centred(
         self,
-    ) -> tuple[Float[Array, "*groups N N"], Float[Array, "*groups N N"], Float[Array, "*groups N N"]]:
+    ) -> tuple[Float[AnyArray, "*groups N N"], Float[AnyArray, "*groups N N"], Float[AnyArray, "*groups N N"]]:
         """H, G, F of the inputs minus their means: H − m μ̃μ̃ᵀ, G − m μ̃μᵀ, F − m μμᵀ. With one stream all the same."""
         S = self._centred(self.x_tilde.products, self.x_tilde, self.x_tilde)
         if self.x is None:
@@ -113,16 +113,16 @@ class GramStats:
         return self._centred(products, a, b) + self.count[..., None, None] * means
 
     @property
-    def sum_x(self) -> Float[Array, "*groups N"]:
+    def sum_x(self) -> Float[AnyArray, "*groups N"]:
         """Xᵀ1, (N,)."""
         return self.means()[0] * self.count[..., None]
 
     @property
-    def sum_xt(self) -> Float[Array, "*groups N"]:
+    def sum_xt(self) -> Float[AnyArray, "*groups N"]:
         """X̃ᵀ1, (N,)."""
         return self.means()[1] * self.count[..., None]
 
-    def residual_cross(self, *, centred: bool) -> Float[Array, "*groups N C"]:
+    def residual_cross(self, *, centred: bool) -> Float[AnyArray, "*groups N C"]:
         """(N, C) X̃ᵀ(R − R̃); with `centred`, of X̃ and R − R̃ minus their means."""
         own = self.residual
         assert own is not None, "these statistics have no room for the change of a residual stream"
@@ -151,23 +151,23 @@ class GramStats:
         return self.x_tilde.shift.dtype
 
     @property
-    def squares(self) -> Float[Array, "*groups N"]:
+    def squares(self) -> Float[AnyArray, "*groups N"]:
         """(N,) diagonal of X̃ᵀX̃."""
         own = self.x_tilde
         return own.variance_sums(self.count) + self.count[..., None] * jnp.square(own.mean(self.count))
 
     @property
-    def dead(self) -> Bool[Array, "*groups N"]:
+    def dead(self) -> Bool[AnyArray, "*groups N"]:
         """(N,) bool: inputs that are zero in every row of X̃, whose codes change nothing in the output."""
         own = self.x_tilde
         return (own.shift == 0) & (own.diagonal == 0)
 
-    def means(self) -> tuple[Float[Array, "*groups N"], Float[Array, "*groups N"]]:
+    def means(self) -> tuple[Float[AnyArray, "*groups N"], Float[AnyArray, "*groups N"]]:
         """Column means of X and of X̃, each (N,); 0 for no rows."""
         return (self.x_tilde if self.x is None else self.x).mean(self.count), self.x_tilde.mean(self.count)
 
     @property
-    def mean_change(self) -> Float[Array, "*groups N"]:
+    def mean_change(self) -> Float[AnyArray, "*groups N"]:
         """(N,) mean of X minus mean of X̃, with the digits that their difference has and they themselves have not."""
         if self.x is None:
             return jnp.zeros_like(self.x_tilde.shift)
@@ -245,7 +245,7 @@ class GramStats:
             None if a.residual is None else a.residual.plus(b.residual),
         )
 
-    def divided(self, inputs: Float[Array, "*groups"], outputs: Float[Array, "*groups"]) -> "GramStats":
+    def divided(self, inputs: Float[AnyArray, "*groups"], outputs: Float[AnyArray, "*groups"]) -> "GramStats":
         """Of the same rows over a unit of the inputs, and one of outputs; each a scalar, or one for each group."""
         unit = inputs[..., None, None]
         return dataclasses.replace(

@@ -79,7 +79,7 @@ class Objective:
           offset: whether an offset is.
           residual: λ, a scalar ≥ 0, for statistics with the change of a residual stream; None to take no notice of it.
         """
-        S, C, own_x = stats.centred if bias else (stats.H, stats.G, stats.F)
+        S, C, own_x = map(jnp.asarray, stats.centred if bias else (stats.H, stats.G, stats.F))
         diagonal = jnp.diagonal(S)
         _, exponent = jnp.frexp(diagonal.mean())
         unit = jnp.ldexp(jnp.ones((), S.dtype), exponent)

@@ -6,11 +6,13 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from beacon_jax.quant.array_types import AnyArray
+
 TPU_ROWS, LANES = 128, 128  # of a TPU's product, a tile's rows and what its other axes are multiples of
 TPU_TILE, TPU_CODE_TILE = 512, 768  # and these at most, of float32 and with codes
 
 
-def matmul(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
+def matmul(a: Float[AnyArray, "..."], b: Float[AnyArray, "..."]) -> Float[Array, "..."]:
     """a @ b in true float32 (float64) on every backend.
 
     TF32 and bfloat16 products, the default on GPU and TPU, lose the small eigenvalues that the solvers live on.

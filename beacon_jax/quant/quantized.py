@@ -1,11 +1,14 @@
 """The result of every method: codes, alphabet, scale and offset of one kernel."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, UInt8
+
+from beacon_jax.quant.array_types import AnyArray
 
 
 @jax.tree_util.register_dataclass
@@ -22,12 +25,12 @@ class QuantizedMatrix:
     fixed_point and cosine_history). It is no part of the quantized weights and is not saved.
     """
 
-    codes: UInt8[Array, "*groups N C"]
-    alphabet: Float[Array, " K"]
-    scale: Float[Array, "*groups C"]
-    offset: Float[Array, "*groups C"] | None = None
-    info: dict[str, Array] = dataclasses.field(default_factory=dict)
-    bias_change: Float[Array, "*groups C"] | None = None
+    codes: UInt8[AnyArray, "*groups N C"]
+    alphabet: Float[AnyArray, " K"]
+    scale: Float[AnyArray, "*groups C"]
+    offset: Float[AnyArray, "*groups C"] | None = None
+    info: Mapping[str, AnyArray] = dataclasses.field(default_factory=dict)
+    bias_change: Float[AnyArray, "*groups C"] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
+from beacon_jax.quant.array_types import AnyArray
 from beacon_jax.quant.products import large_matmul, matmul
 
 STRIPES = 4  # pieces of a triangular product, each as long as what is not zero
@@ -70,7 +71,7 @@ def add_gram(total: Float[Array, "N N"], x: Float[Array, "m N"]) -> Float[Array,
     return lax.platform_dependent(total, x, cpu=cpu, default=others)
 
 
-def mirrored(M: Float[Array, "*groups N N"]) -> Float[Array, "*groups N N"]:
+def mirrored(M: Float[AnyArray, "*groups N N"]) -> Float[Array, "*groups N N"]:
     """The symmetric matrices (…, N, N) of which what is below the diagonal and on it is given."""
     # A choice between M and its transpose takes XLA's CPU compiler minutes for 2,048 and 4,096 rows.
     return jnp.tril(M) + jnp.tril(M, -1).mT
