@@ -6,7 +6,7 @@ for devices that are not there, and before there are weights or data.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,7 +49,7 @@ class Program:
     donated: tuple[bool, ...]
     helper: bool
 
-    def jitted(self):
+    def jitted(self) -> Any:
         """The function under jit, of the flat arguments."""
         run = core.jaxpr_as_fun(self.code)
 
@@ -89,17 +89,17 @@ class AbstractPlacement(Placement):
 
     @property
     def _whole(self) -> Sharding:
-        return SingleDeviceSharding(self.device) if self.mesh is None else self.replicated
+        return self.replicated or SingleDeviceSharding(self.device)
 
-    def rows(self, batch: Any) -> jax.ShapeDtypeStruct:
+    def rows(self, batch: Any) -> Any:
         """As of a placement."""
         return self.shape_of(batch, self.by_rows(np.shape(batch)))
 
-    def own_rows(self, batch: Any) -> jax.ShapeDtypeStruct:
+    def own_rows(self, batch: Any) -> Any:
         """The whole batch: there is but one process."""
         return self.shape_of(batch)
 
-    def restored(self, own: Any, shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    def restored(self, own: Any, shape: Sequence[int]) -> Any:
         """As of a placement."""
         return self.rows(own)
 
@@ -107,7 +107,7 @@ class AbstractPlacement(Placement):
         """As of a placement."""
         return jax.tree.map(self.shape_of, tree)
 
-    def by_channels(self, kernel: Any) -> jax.ShapeDtypeStruct:
+    def by_channels(self, kernel: Any) -> Any:
         """As of a placement."""
         shape, sharding = self.channel_layout(kernel.shape)
         return self.shape_of(jax.ShapeDtypeStruct(shape, kernel.dtype), sharding)
@@ -120,6 +120,7 @@ class AbstractPlacement(Placement):
         return jax.tree.unflatten(jax.tree.structure(shapes), self._run(closed, placed))
 
     def _run(self, closed, args):
+        assert self.recorder is not None, "calls are told to a recorder"
         jaxpr = closed.jaxpr
         env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*map(self.shape_of, closed.consts), *args), strict=True))
 
@@ -128,7 +129,7 @@ class AbstractPlacement(Placement):
 
         for eqn in jaxpr.eqns:
             program = self._program(eqn, [value(a) for a in eqn.invars])
-            own = self.recorder.ran(program) or [None] * len(eqn.outvars)
+            own: Sequence[Sharding | None] = self.recorder.ran(program) or [None] * len(eqn.outvars)
             env.update((v, self.shape_of(v.aval, how)) for v, how in zip(eqn.outvars, own, strict=True))
         return [value(a) for a in jaxpr.outvars]
 
@@ -142,8 +143,8 @@ class AbstractPlacement(Placement):
         given = [a for i, a in enumerate(args) if i not in literals]
 
         def operation(*own):
-            own = iter(own)
-            operands = [literals[i].val if i in literals else next(own) for i in range(len(args))]
+            given = iter(own)
+            operands = [literals[i].val if i in literals else next(given) for i in range(len(args))]
             return bind(eqn, operands)
 
         code = jax.make_jaxpr(operation)(*given)
@@ -153,15 +154,15 @@ class AbstractPlacement(Placement):
 class AbstractRun(Run):
     """The run of a pipeline on shapes: each layer is solved and measured, nothing is put in place or reported."""
 
-    def quantize_layer(self, name, names, stats, gram_seconds):
+    def quantize_layer(self, name, names, stats, gram_seconds) -> Any:
         """Tells of the programs that quantize a layer."""
         layer = self._by_name[name]
-        kernel = jax.ShapeDtypeStruct(layer.shape, self.leaves[layer.leaf].dtype)
+        kernel: Any = jax.ShapeDtypeStruct(layer.shape, self.leaves[layer.leaf].dtype)
         matrix, _ = self.solved(name, kernel, stats)
         self.measured(kernel, matrix, stats)
         return None, matrix
 
-    def finish_layer(self, name, report, matrix):
+    def finish_layer(self, name, report, matrix) -> None:
         """Nothing: the parameters' shapes stay."""
 
 

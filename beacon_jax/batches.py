@@ -21,7 +21,7 @@ def example_count(batch: Any) -> int:
         if not isinstance(leaf, (np.ndarray, np.generic, jax.Array)):
             raise ValueError(f"batches are pytrees of arrays, but {name} is a {type(leaf).__name__}")
         if leaf.ndim:
-            lengths[name] = len(leaf)
+            lengths[name] = leaf.shape[0]
     if not lengths or not all(lengths.values()):
         raise ValueError(f"a batch holds no examples: {lengths or 'it has no array with a first axis'}")
     if len(set(lengths.values())) > 1:
@@ -46,7 +46,7 @@ def content_digest(batches: Iterable[Any]) -> tuple[str, int]:
 
     Of batches that have a method `content_digest` and a `batch_size`, what these say. ValueError as `example_count`.
     """
-    if hasattr(batches, "content_digest"):
+    if hasattr(batches, "content_digest") and hasattr(batches, "batch_size"):
         return batches.content_digest(), batches.batch_size
     digests: dict[str, Any] = {}
     shapes: dict[str, str] = {}

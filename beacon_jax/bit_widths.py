@@ -29,7 +29,7 @@ from beacon_jax.output_change import output_changes
 from beacon_jax.pipeline import quantize
 from beacon_jax.quantized_leaves import QuantizedLeaves
 from beacon_jax.quantized_model import QuantizedModel
-from beacon_jax.report import aligned
+from beacon_jax.report import LayerReport, aligned
 from beacon_jax.spec import LayerRule, QuantSpec
 
 
@@ -163,10 +163,10 @@ def choose_alphabets(
     params = as_jax_arrays(params)
     with Calibration(read, jax.tree.leaves(params), (), execution, sample=spec.sample) as calibration:
         calibration.read(batches, weights)
-        rows = dict(rows=calibration.rows, examples=calibration.examples)
-        budget = BitBudget.of(read, params, spec, alphabets, bits_per_parameter, **rows)
+        rows, examples = calibration.rows, calibration.examples
+        budget = BitBudget.of(read, params, spec, alphabets, bits_per_parameter, rows=rows, examples=examples)
     float_stats = FloatStats() if float_stats is None else float_stats
-    given = dict(execution=execution, weights=weights)
+    given: dict[str, Any] = dict(execution=execution, weights=weights)
     errors, middle = _layer_errors(apply, params, batches, spec, budget, dict(given, float_stats=float_stats))
     variants = {name: _Alone(read, params, execution, middle, name) for name in budget.layers}
     changes = output_changes(apply, params, batches, variants, **given)
@@ -176,7 +176,8 @@ def choose_alphabets(
 def _layer_errors(apply, params, batches, spec, budget, given) -> tuple[dict[str, list[float]], QuantizedModel]:
     """{layer: its error with each of its alphabets}, and the model quantized with the middle one."""
     errors: dict[str, list[float]] = {name: [] for name in budget.layers}
-    fixed, middle = {}, None
+    fixed: dict[str, tuple[LayerReport, Any]] = {}
+    middle: QuantizedModel | None = None
     for i, alphabet in enumerate(budget.alphabets):
         own = _on_float(with_alphabet(spec, alphabet))
         done = quantize(apply, params, batches, own, finished=fixed, **given)
@@ -193,6 +194,7 @@ def _layer_errors(apply, params, batches, spec, budget, given) -> tuple[dict[str
                 fixed[report.layer] = report, done.layers[report.layer]
         if i == _middle(budget):
             middle = done
+    assert middle is not None, "the middle alphabet is one of them"
     return errors, middle
 
 
@@ -202,7 +204,7 @@ def _on_float(spec: QuantSpec) -> QuantSpec:
     def without(options):
         return None if options is None else {key: value for key, value in options.items() if key != "residual"}
 
-    rules = tuple(dataclasses.replace(rule, options=without(rule.options)) for rule in spec.rules)
+    rules = tuple(dataclasses.replace(rule, options=without(rule.options)) for rule in spec.layer_rules)
     return dataclasses.replace(spec, calibrate_on="float", options=without(spec.options), rules=rules)
 
 

@@ -74,7 +74,7 @@ class Calibration:
         self._signatures: list[Signature] = []
         self._weights: list[np.ndarray | None] = []
         self._examples: list[int] = []
-        self._row_weights: dict[tuple, dict[tuple, RowWeights]] = {}
+        self._row_weights: dict[tuple, dict[tuple, RowWeights | Unsupported]] = {}
         self._pieces: dict[tuple, Piece] = {}
         self._counts: dict[str, int] = {}
         self._lost: dict[str, Unsupported] = {}  # layers to which the weights cannot be followed
@@ -135,7 +135,7 @@ class Calibration:
         """Adds a batch's rows to those of each layer."""
         rules = {} if weights is None else self._rules(signature, weights.shape)
         distinct = {rule for rule in rules.values() if isinstance(rule, RowWeights)}
-        values = {rule: np.asarray(rule(jnp.asarray(weights))) for rule in distinct}
+        values: dict[RowWeights | None, np.ndarray] = {r: np.asarray(r(jnp.asarray(weights))) for r in distinct}
         for layer in self.model[signature].found.layers:
             count = 0
             for use in layer.uses:
@@ -224,10 +224,11 @@ class Calibration:
         double = self.execution.forward_dtype == "float64" or self.streams[0].leaves[layer.leaf].dtype == jnp.float64
         dtype = jnp.float64 if double else jnp.float32
         N, groups = layer.shape[-2], layer.shape[0] if len(layer.shape) == 3 else None
-        room = dict(streams=len(self.streams), float_known=float_known, groups=groups)
-        if residual:
-            room["residual"] = layer.shape[-1]
-        return self.placement.everywhere(GramStats.zeros(N, dtype, **room))
+        outputs = layer.shape[-1] if residual else None
+        stats = GramStats.zeros(
+            N, dtype, streams=len(self.streams), float_known=float_known, groups=groups, residual=outputs
+        )
+        return self.placement.everywhere(stats)
 
     def _run(self, stage, groups, stats, onward, residual=False):
         """One pass of all streams to the inputs of these groups; with `onward` the first stream moves on as well."""

@@ -20,7 +20,7 @@ def checked_batch(batch: Any, i: int) -> list[np.ndarray]:
         if jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
             raise ValueError(f"{where} is a key of random numbers; pass jax.random.key_data(key), and wrap it inside")
         leaf = np.asarray(leaf)
-        if leaf.dtype == np.float64 and not jax.config.jax_enable_x64:
+        if leaf.dtype == np.float64 and jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
             with np.errstate(over="ignore"):
                 leaf = leaf.astype(np.float32)
         if leaf.size == 0:

@@ -2,10 +2,13 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Shaped
 
 from beacon_jax.devices import Placement
 from beacon_jax.graph.row_weights import RowWeights
@@ -27,7 +30,9 @@ class Step:
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def add_batch(step: Step, stats, arrays, weights, factors, number):
+def add_batch(
+    step: Step, stats: Sequence[GramStats], arrays: Any, weights: Any, factors: Any, number: jax.Array | np.int32
+) -> tuple[list[GramStats], list[jax.Array]]:
     """The statistics with batch `number` in them, and what the first stream's piece gives beyond the layers' inputs."""
     values = [iter(own(*given)) for own, given in zip(step.pieces, arrays, strict=True)]
     added = []
@@ -60,13 +65,20 @@ def _thinned(step, number, rows, weights, factor, change):
     return [part(a, -2) for a in rows], part(weights, -1), part(factor, -1), change
 
 
-def _difference(residual: jax.Array, quantized: jax.Array) -> jax.Array:
+def _difference(
+    residual: Float[jax.Array, "*positions C"], quantized: Float[jax.Array, "*positions C"]
+) -> Float[jax.Array, "*positions C"]:
     """R − R̃ in at least float32."""
     dtype = jnp.promote_types(residual.dtype, jnp.float32)
     return residual.astype(dtype) - quantized.astype(dtype)
 
 
-def _updated(stats: GramStats, rows: list[jax.Array], weights: jax.Array | None, change: jax.Array | None) -> GramStats:
+def _updated(
+    stats: GramStats,
+    rows: list[Shaped[jax.Array, "*groups m N"]],
+    weights: Shaped[jax.Array, "*_ m"] | None,
+    change: Float[jax.Array, "*positions C"] | None,
+) -> GramStats:
     """The statistics, of each group where there are several, with these rows of each stream."""
     x, x_tilde = rows if len(rows) == 2 else (rows[0], None)
     if not stats.groups:

@@ -11,7 +11,7 @@ import itertools
 import os
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 
 import numpy as np
@@ -178,7 +178,7 @@ class Batches:
         """What `load` gives of each image, in order; a bounded number is under way in the threads."""
         ahead = min(self._batch_size, 512) + 2 * self._workers
         with ThreadPoolExecutor(self._workers) as pool:
-            numbers, pending = iter(self._order), collections.deque()
+            numbers, pending = iter(self._order), collections.deque[Future]()
             try:
                 for i in itertools.islice(numbers, ahead):
                     pending.append(pool.submit(load, i))

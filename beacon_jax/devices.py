@@ -7,7 +7,7 @@ process reads the same images and keeps the rows of its own devices.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -65,49 +65,56 @@ class Placement:
 
     def own_rows(self, batch: jax.Array | np.ndarray) -> np.ndarray:
         """The rows of a batch that this process's devices hold, in order; what it keeps of the batch."""
-        if self.mesh is None or batch.ndim == 0:
+        sharding = self.by_rows(np.shape(batch))
+        if sharding is None or batch.ndim == 0:
             return np.asarray(batch)
         if isinstance(batch, jax.Array):
             parts = {shard.index[0].start or 0: shard.data for shard in batch.addressable_shards}
         else:
-            parts = {start: batch[start:stop] for start, stop in self._own_ranges(batch.shape)}
+            parts = {start: batch[start:stop] for start, stop in _own_ranges(sharding, batch.shape)}
         return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
 
     def restored(self, own: np.ndarray, shape: Sequence[int]) -> jax.Array | np.ndarray:
         """The global array of that shape by rows, from what `own_rows` gave in each process."""
-        if self.mesh is None:
+        sharding = self.by_rows(shape)
+        if sharding is None:
             return own
         if not shape:
             return self.everywhere(own)
-        ranges = self._own_ranges(shape)
+        ranges = _own_ranges(sharding, shape)
         ends = np.cumsum([stop - start for start, stop in ranges])
         held = {start: own[end - (stop - start) : end] for (start, stop), end in zip(ranges, ends, strict=True)}
-        return jax.make_array_from_callback(tuple(shape), self.by_rows(shape), lambda index: held[index[0].start or 0])
+
+        def part(index: Any) -> np.ndarray:
+            return held[index[0].start or 0]
+
+        return jax.make_array_from_callback(tuple(shape), sharding, part)
 
     def everywhere(self, tree: Any) -> Any:
         """A pytree whole on every device; what each process passes must be the same, or be global arrays."""
-        if self.mesh is None:
+        whole = self.replicated
+        if whole is None:
             return tree
 
         def place(a):
             if isinstance(a, jax.Array) and not a.is_fully_addressable:
-                return a if a.sharding.is_fully_replicated else jax.device_put(a, self.replicated)
+                return a if a.sharding.is_fully_replicated else jax.device_put(a, whole)
             if is_key(a):
                 return as_key(place(key_numbers(a)), key_name(a))
             host = np.asarray(a)
-            return jax.make_array_from_callback(host.shape, self.replicated, lambda index: host[index])
+            return jax.make_array_from_callback(host.shape, whole, lambda index: host[index])
 
         return jax.tree.map(place, tree)
 
     def by_channels(self, kernel: jax.Array) -> jax.Array:
         """A kernel (N, C) with its channels over all devices, zero ones appended until they can be divided evenly."""
-        if self.mesh is None:
-            return kernel
         shape, sharding = self.channel_layout(kernel.shape)
+        if sharding is None:
+            return kernel
         padded = np.pad(np.asarray(kernel), [(0, 0), (0, shape[1] - kernel.shape[1])])
         return jax.make_array_from_callback(shape, sharding, lambda index: padded[index])
 
-    def channel_layout(self, shape: tuple[int, int]) -> tuple[tuple[int, int], NamedSharding | None]:
+    def channel_layout(self, shape: tuple[int, ...]) -> tuple[tuple[int, ...], NamedSharding | None]:
         """The shape that a kernel (N, C) of that shape has with zero channels appended, and how it then lies."""
         if self.mesh is None:
             return shape, None
@@ -119,6 +126,7 @@ class Placement:
         """Inside jit: the tree, to be laid out so."""
         return tree if sharding is None else jax.lax.with_sharding_constraint(tree, sharding)
 
-    def _own_ranges(self, shape):
-        indices = self.by_rows(shape).addressable_devices_indices_map(tuple(shape)).values()
-        return sorted({index[0].indices(shape[0])[:2] for index in indices})
+
+def _own_ranges(sharding: NamedSharding, shape: Sequence[int]) -> list[tuple[int, int]]:
+    indices: Mapping[Any, Any] = sharding.addressable_devices_indices_map(tuple(shape))
+    return sorted({index[0].indices(shape[0])[:2] for index in indices.values()})

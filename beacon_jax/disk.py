@@ -56,7 +56,7 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def replace_file(path: str | os.PathLike, write: Callable[[Path], None]) -> None:
+def replace_file(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
     """Replaces a file in one atomic step, after its bytes have reached the disk; makes its folder.
 
     Args:
@@ -67,13 +67,13 @@ def replace_file(path: str | os.PathLike, write: Callable[[Path], None]) -> None
     Raises:
       OSError: with the path; the file is then as it was, and nothing is left beside it.
     """
-    path = places.place(path)
-    if places.is_remote(path):
-        _replace_remote(path, write)
+    own = places.place(path)
+    if places.is_remote(own):
+        _replace_remote(own, write)
         return
-    partial = _partial(path)
-    with disk_errors(path):
-        make_folder(path.parent)
+    partial = _partial(own)
+    with disk_errors(own):
+        make_folder(own.parent)
         try:
             try:
                 write(partial)
@@ -81,11 +81,11 @@ def replace_file(path: str | os.PathLike, write: Callable[[Path], None]) -> None
                 raise OSError(str(error)) from error
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())
-            partial.replace(path)
+            partial.replace(own)
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-        sync_folder(path.parent)
+        sync_folder(own.parent)
 
 
 def _replace_remote(path, write) -> None:
@@ -151,23 +151,23 @@ def try_place(path: str | os.PathLike, size: int = 2**16) -> None:
     Raises:
       OSError: with the path and the reason.
     """
-    path = places.place(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"cannot write {path}: a folder is in its place")
-    trial = _partial(path)
-    if places.is_remote(path):
+    own = places.place(path)
+    if own.is_dir():
+        raise IsADirectoryError(f"cannot write {own}: a folder is in its place")
+    trial = _partial(own)
+    if places.is_remote(own):
         places.put(trial, bytes(2**12))
         trial.unlink()
         return
-    with disk_errors(path):
-        make_folder(path.parent)
-        if path.exists() and not os.access(path, os.W_OK):
+    with disk_errors(own):
+        make_folder(own.parent)
+        if own.exists() and not os.access(own, os.W_OK):
             raise PermissionError("it may not be written")
         try:
             with trial.open("wb") as file:
                 file.write(bytes(2**12))
                 os.fsync(file.fileno())
-            statistics = os.statvfs(path.parent)
+            statistics = os.statvfs(own.parent)
             free = statistics.f_bavail * statistics.f_frsize
             if free < size:
                 raise OSError(f"up to {size:,} bytes are wanted, and {free:,} are left on its disk")

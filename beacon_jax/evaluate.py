@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -70,7 +70,8 @@ def evaluate(
     comparing = [name for name, metric in metrics.items() if metric.compares]
     if comparing and reference is None:
         raise ValueError(f"{', '.join(comparing)} compare with a reference's outputs, and none is given")
-    kept_batches = itertools.repeat(None) if callable(reference) or not comparing else iter(reference)
+    given = None if callable(reference) or not comparing else reference
+    kept_batches: Iterator[Any] = itertools.repeat(None) if given is None else iter(given)
     found: dict[str, list] = {name: [] for name in metrics}
     for batch, count in padded(batches):
         size, kept = example_count(batch), next(kept_batches, _MISSING)
@@ -137,7 +138,7 @@ def _kept(outputs, metrics) -> dict[str, Any]:
 _OTHER_REFERENCE = "the reference is not that of these batches and metrics, in this order"
 
 
-def _checked(kept: KeptBatch, comparing: list[str], batch: Any, count: int):
+def _checked(kept: object, comparing: list[str], batch: Any, count: int):
     """What was kept for a batch of which `count` examples are real, filled up to all of them."""
     if (
         not isinstance(kept, KeptBatch)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from beacon_jax.streams import STORAGES
@@ -47,7 +48,7 @@ class Execution:
             raise ValueError(f"mesh is a jax.sharding.Mesh, as make_mesh gives, or None, got {self.mesh!r}")
         if not isinstance(self.folder, str | os.PathLike | None):
             raise ValueError(f"folder is a path or None, got {self.folder!r}")
-        if self.forward_dtype == "float64" and not jax.config.jax_enable_x64:
+        if self.forward_dtype == "float64" and jax.dtypes.canonicalize_dtype(np.float64) != np.float64:
             raise ValueError("forward_dtype='float64' needs double precision in JAX: set JAX_ENABLE_X64=1")
 
     @property

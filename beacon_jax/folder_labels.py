@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from absl import logging
 
-from beacon_jax.image_files import FolderFiles, Listed, ZipFiles, is_image, join
+from beacon_jax.image_files import FolderFiles, Listed, RemoteFiles, ZipFiles, is_image, join
 
 # What the folder of a split may be called, in any case; of several the first that has labels.
 FOLDERS = {"train": ("train", "training"), "test": ("test", "testing", "validation", "valid", "val")}
@@ -23,7 +23,7 @@ class Labelled:
     unsplit: bool
 
 
-def labelled_files(tree: FolderFiles | ZipFiles, split: str, root: str) -> Labelled:
+def labelled_files(tree: FolderFiles | ZipFiles | RemoteFiles, split: str, root: str) -> Labelled:
     """The images of a split, in sorted order, with their labels.
 
     A file's class is the folder below the split's folder that it lies in, however deep, or the wnid that its own name
@@ -39,15 +39,15 @@ def labelled_files(tree: FolderFiles | ZipFiles, split: str, root: str) -> Label
     Raises:
       ValueError: no images, no labelled folder for the split, or classes that cannot be told.
     """
-    tree = Listed(tree)
-    base = _base(tree)
-    own, in_use = _split_folder(tree, base, split, root)
-    classes = {name for folder in in_use for name in _classes(tree, folder)}
+    listed = Listed(tree)
+    base = _base(listed)
+    own, in_use = _split_folder(listed, base, split, root)
+    classes = {name for folder in in_use for name in _classes(listed, folder)}
     for folder in in_use:
-        _check_depth(tree, folder, root)
+        _check_depth(listed, folder, root)
     number, where = _numbers(sorted(classes), root), join(root, own) if own else root
     files, labels, unread = [], [], []
-    for name, found in _files(tree, own):
+    for name, found in _files(listed, own):
         if not is_image(name):
             unread.append(name)
             continue
@@ -122,7 +122,8 @@ def _split_folder(tree, base: str, split: str, root: str) -> tuple[str, list[str
     own = train if split == "train" else test
     if own is None:
         expected = " or ".join(FOLDERS[split])
-        if alias := next((alias for alias in FOLDERS[split] if alias in labelled), None):
+        alias = next((alias for alias in FOLDERS[split] if alias in labelled), None)
+        if train is not None and alias is not None:
             known, strange = (", ".join(sorted(_classes(tree, folder))[:3]) for folder in (train, labelled[alias]))
             own, other = join(root, labelled[alias]), join(root, train)
             raise ValueError(f"{own} holds none of the classes of {other}: {strange}, and there {known}")

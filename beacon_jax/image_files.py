@@ -85,7 +85,8 @@ class RemoteFiles:
     def children(self, folder: str) -> tuple[list[str], list[str]]:
         """The names of the folders and of the files in a folder ("" is the root), sorted, without hidden ones."""
         own = join(self._root.path.rstrip("/"), folder) if folder else self._root.path
-        folders, files = [], []
+        folders: list[str] = []
+        files: list[str] = []
         with remote_errors(self._root, "list"):
             for entry in self._root.fs.ls(own, detail=True):
                 name = entry["name"].rstrip("/").rsplit("/", 1)[-1]

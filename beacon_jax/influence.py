@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float32
 
 from beacon_jax.devices import Placement
 from beacon_jax.graph.layers import Use
@@ -88,7 +89,7 @@ class Influence:
                 self._sums[layer.name] = total + (w * own).sum(-1), count + w.sum()
         self._roots.append(roots)
 
-    def factor(self, i: int, layer: str, use: Use) -> np.ndarray:
+    def factor(self, i: int, layer: str, use: Use) -> Float32[np.ndarray, "*groups m"]:
         """(m,), or (E, m) with groups, float32 weights of the rows of a layer's use in batch i, 1 on average.
 
         Half of each is the same for all rows, half in proportion to the root of the influence. Layers that share

@@ -86,7 +86,8 @@ class NormTuning:
                 raise ValueError(f"{what} of norm tuning must be an integer of at least 1, got {value!r}")
         for what in ("held_out", "learning_rate", "weight_decay"):
             value = getattr(self, what)
-            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
+            real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if not real or not 0 <= value < math.inf:
                 raise ValueError(f"{what} of norm tuning must be a finite number of at least 0, got {value!r}")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out of norm tuning is a fraction between 0 and 1, got {self.held_out}")
@@ -163,8 +164,8 @@ def tune_norms(
     )
 
     def loss_of(parts):
-        losses = [map(float, held_out_loss(parts, rest, example, static)) for _, example in data.split()]
-        losses = [(loss, amount) for loss, amount in losses if amount > 0]
+        found = [map(float, held_out_loss(parts, rest, example, static)) for _, example in data.split()]
+        losses = [(loss, amount) for loss, amount in found if amount > 0]
         if not losses:
             raise ValueError(
                 "norm tuning needs at least one batch of two examples of positive weight, to train on and to hold out"
@@ -224,8 +225,8 @@ class Training:
 
     def params(self, parts: list, rest: list) -> Any:
         """The parameters, of what is trained, in its places, and what is not."""
-        parts, rest, places = iter(parts), iter(rest), set(self.places)
-        leaves = [next(parts if i in places else rest) for i in range(self.structure.num_leaves)]
+        trained, others, places = iter(parts), iter(rest), set(self.places)
+        leaves = [next(trained if i in places else others) for i in range(self.structure.num_leaves)]
         return jax.tree.unflatten(self.structure, leaves)
 
 
@@ -263,13 +264,13 @@ def _mean(values, weights):
 
 
 @functools.partial(jax.jit, static_argnames="static")
-def held_out_loss(parts, rest, example, static):
+def held_out_loss(parts: list, rest: list, example: tuple, static: Any) -> tuple[jax.Array, jax.Array]:
     """The loss, and the examples or positions that it is the mean of, by weight."""
     return _loss(parts, rest, example, static)
 
 
 @functools.partial(jax.jit, static_argnames="static")
-def training_step(parts, state, rest, example, static):
+def training_step(parts: list, state: Any, rest: list, example: tuple, static: Any) -> tuple[list, Any, jax.Array]:
     """(parts, optimizer's state, loss before) after one step on an example (batch, target, weights)."""
     (loss, _), grads = jax.value_and_grad(_loss, has_aux=True)(parts, rest, example, static)
     with jax.numpy_dtype_promotion("standard"):  # Optax mixes types, whatever the caller forbids itself

@@ -41,7 +41,8 @@ def output_changes(
     forward, change = _compiled(apply, execution, placement)
     params = placement.everywhere(params)
     changes: dict[str, Any] = dict.fromkeys(variants, 0.0)
-    spread, size = 0.0, 0.0
+    spread: np.ndarray | float = 0.0
+    size: np.ndarray | float = 0.0
     for i, batch in enumerate(batches):
         own = None if weights is None else np.asarray(weights(batch), np.float32)
         placed = jax.tree.map(placement.rows, batch)

@@ -3,14 +3,16 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Shaped
 
 from beacon_jax.graph.place import Place
 from beacon_jax.graph.program import leaf_names
+from beacon_jax.quant.array_types import AnyArray
 from beacon_jax.quant.packed import PackedKernel
 from beacon_jax.quant.quantized import QuantizedMatrix
 
@@ -29,13 +31,13 @@ class PackedLeaf:
     """
 
     kernels: tuple[PackedKernel, ...]
-    rest: jax.Array | None
+    rest: Shaped[AnyArray, "*count"] | None
     layers: tuple[str, ...] = dataclasses.field(metadata=dict(static=True))
     places: tuple[Place, ...] = dataclasses.field(metadata=dict(static=True))
     shape: tuple[int, ...] = dataclasses.field(metadata=dict(static=True))
     dtype: str = dataclasses.field(metadata=dict(static=True))
 
-    def dequantize(self) -> jax.Array:
+    def dequantize(self) -> Shaped[jax.Array, "*shape"]:
         """The leaf, to the last bit that of the quantized model; under jit too."""
         size = math.prod(self.shape)
         flat = jnp.zeros(size, self.dtype)
@@ -67,7 +69,7 @@ class PackedLeaf:
             raise ValueError(f"the layers {', '.join(self.layers)} leave {free.sum()} of {self.shape}, not {dtype}")
 
 
-def free_elements(places: tuple[Place, ...], shape: tuple[int, ...]) -> np.ndarray:
+def free_elements(places: tuple[Place, ...], shape: tuple[int, ...]) -> Bool[np.ndarray, " size"]:
     """(size,) bool: which elements of a flat leaf of this shape are in none of these places.
 
     Raises:
@@ -121,7 +123,7 @@ def pack_params(params: Any, layers: Mapping[str, QuantizedMatrix], places: Mapp
     return jax.tree.unflatten(structure, leaves)
 
 
-def _check_unchanged(name: str, kernel: np.ndarray, matrix: QuantizedMatrix) -> None:
+def _check_unchanged(name: str, kernel: Shaped[np.ndarray, "*groups N C"], matrix: QuantizedMatrix) -> None:
     quantized = np.asarray(matrix.dequantize()).astype(kernel.dtype)
     if kernel.shape != quantized.shape or not np.array_equal(kernel, quantized):
         raise ValueError(
@@ -135,6 +137,6 @@ def dequantize(params: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.dequantize() if is_packed(leaf) else leaf, params, is_leaf=is_packed)
 
 
-def is_packed(leaf: Any) -> bool:
+def is_packed(leaf: Any) -> TypeGuard[PackedLeaf]:
     """Whether it is a PackedLeaf."""
     return isinstance(leaf, PackedLeaf)

@@ -29,7 +29,9 @@ def run_packed(apply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         if not any(map(is_packed, leaves)):
             return apply(params, batch)
         shapes = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if is_packed(leaf) else leaf for leaf in leaves]
-        trace = jax.make_jaxpr(lambda leaves, batch: apply(structure.unflatten(leaves), batch), return_shape=True)
+        trace = jax.make_jaxpr(
+            lambda leaves, batch: apply(jax.tree.unflatten(structure, leaves), batch), return_shape=True
+        )
         closed, out = trace(shapes, batch)
         outputs = _evaluate(closed, [*leaves, *jax.tree.leaves(batch)])
         return jax.tree.unflatten(jax.tree.structure(out), outputs)

@@ -86,7 +86,7 @@ def quantize(
             logging.warning("the model has %d equations with its loops unrolled; compilation will take long", count)
         check_fit(finished, plan, read)
         _check_block(plan, execution)
-        if float_stats is not None:
+        if float_stats is not None and fingerprint is not None:
             rows = f"{spec.row_weights} {spec.sample}"
             fingerprint.add([*leaves, execution.forward_dtype, rows, read.text()])
             float_stats.belong_to(fingerprint.digest())

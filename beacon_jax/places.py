@@ -135,18 +135,18 @@ def local_copy(path: str | os.PathLike) -> Iterator[Path]:
       FileNotFoundError: there is none.
       OSError: with the path, where it cannot be read.
     """
-    path = place(path)
-    if isinstance(path, Path):
-        yield path
+    own = place(path)
+    if isinstance(own, Path):
+        yield own
         return
     with tempfile.TemporaryDirectory(prefix="beacon_jax_") as folder:
-        local = Path(folder) / (path.name or "file")
-        with remote_errors(path, "read"):
-            path.fs.get_file(path.path, str(local))
+        local = Path(folder) / (own.name or "file")
+        with remote_errors(own, "read"):
+            own.fs.get_file(own.path, str(local))
         yield local
 
 
-def remove_folder(path: Path) -> None:
+def remove_folder(path: Any) -> None:
     """Removes a folder and all in it, if it is there; what cannot be removed stays."""
     if not is_remote(path):
         shutil.rmtree(path, ignore_errors=True)

@@ -10,6 +10,7 @@ import functools
 import io
 
 import numpy as np
+from jaxtyping import Float32, Real, UInt8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,7 @@ def decoded_formats() -> tuple[str, ...]:
     return tuple(kind for kind in Image.OPEN if kind not in _NOT_DECODED)
 
 
-def decode(encoded: bytes, preset: Preset | None = None) -> np.ndarray:
+def decode(encoded: bytes, preset: Preset | None = None) -> UInt8[np.ndarray, "H W 3"]:
     """An image file's bytes as uint8 RGB (H, W, 3), resized and cropped by `preset`.
 
     Grey is repeated, of more than 8 bits the upper 8 are taken (as PIL does for 16-bit colours), CMYK, YCbCr and Lab
@@ -66,7 +67,7 @@ def decode(encoded: bytes, preset: Preset | None = None) -> np.ndarray:
       UnreadableImageError: not an image, truncated or damaged, more pixels than PIL.Image.MAX_IMAGE_PIXELS, or numbers
         whose range is not known (floats, integers of 32 bits or with a sign).
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(encoded), formats=decoded_formats()) as file:
@@ -76,7 +77,7 @@ def decode(encoded: bytes, preset: Preset | None = None) -> np.ndarray:
             image = _rgb(file)
     except (UnreadableImageError, MemoryError):
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise UnreadableImageError("of no kind of image file that PIL can identify") from error
     except Exception as error:  # every format has its own for damage
         raise UnreadableImageError(str(error).split("\n")[0] or type(error).__name__) from error
@@ -119,7 +120,7 @@ def _resize_and_crop(image, preset: Preset):
     return image.crop((left, top, left + preset.crop, top + preset.crop))
 
 
-def normalize(pixels: np.ndarray, normalization: str) -> np.ndarray:
+def normalize(pixels: Real[np.ndarray, "*positions c"], normalization: str) -> Float32[np.ndarray, "*positions c"]:
     """Pixels (…, c), uint8 or floats in 0 … 1, as float32 with the mean and deviation that the model was trained on."""
     mean, std = (np.asarray(values, np.float32) for values in NORMALIZATIONS[normalization])
     if pixels.dtype == np.uint8:

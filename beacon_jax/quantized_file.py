@@ -87,7 +87,8 @@ def save_quantized(
         own = leaves.get(leaf.path)
         if own is None or (tuple(own.shape), str(own.dtype)) != (leaf.shape, leaf.dtype):
             raise ValueError(f"parameter {leaf.path!r} is not {leaf.dtype} {leaf.shape} as in the model quantized")
-    tensors, packed = {}, {}
+    tensors: dict[str, Any] = {}
+    packed = {}
     for name, leaf in leaves.items():
         parts = {name: leaf} if not is_packed(leaf) else _tensors_of(name, leaf)
         if clash := tensors.keys() & parts.keys():
@@ -177,7 +178,7 @@ def read_quantized(path: str | os.PathLike) -> tuple[dict[str, np.ndarray | Pack
                 leaf.check()
                 _check_precision(name, leaf)
         if record.coverage is not None:
-            _check_record(record, leaves)
+            _check_record(record, record.coverage, leaves)
     return leaves, record
 
 
@@ -217,9 +218,9 @@ def _record_of(about) -> ModelRecord:
     )
 
 
-def _check_record(record: ModelRecord, leaves) -> None:
+def _check_record(record: ModelRecord, covered: Coverage, leaves) -> None:
     """Raises ValueError where reports and coverage are of other layers and parameters than those in the file."""
-    said = {leaf.path: (leaf.shape, leaf.dtype) for leaf in record.coverage.leaves}
+    said = {leaf.path: (leaf.shape, leaf.dtype) for leaf in covered.leaves}
     held = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in leaves.items()}
     if said != held:
         wrong = min(set(said.items()) ^ set(held.items()))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Int, Int32, Real, Shaped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +27,16 @@ class RowSample:
         """Whether any of the `rows` of a batch of so many examples are left out."""
         return examples > 0 and rows % examples == 0 and rows // examples > self.count
 
-    def rows(self, rows: int, examples: int, weights: np.ndarray | None = None) -> int:
+    def rows(self, rows: int, examples: int, weights: Real[np.ndarray, " rows"] | None = None) -> int:
         """How many rows of positive weight (rows,) are taken; of all rows where no weights are given."""
         positive = np.ones(rows, int) if weights is None else (np.asarray(weights) > 0).astype(int)
         if self.thins(rows, examples):
             positive = np.minimum(positive.reshape(examples, -1).sum(1), self.count)
         return int(positive.sum())
 
-    def chosen(self, rows: int, examples: int, number: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+    def chosen(
+        self, rows: int, examples: int, number: jax.Array, weights: Real[jax.Array, " rows"] | None = None
+    ) -> Int32[jax.Array, "{examples} {self.count}"]:
         """(examples, count) int32 numbers of the rows taken, in ascending order in each example.
 
         Args:
@@ -51,6 +54,8 @@ class RowSample:
         return jnp.sort(within, axis=1) + start
 
 
-def taken(rows: jax.Array, chosen: jax.Array, axis: int) -> jax.Array:
+def taken(
+    rows: Shaped[jax.Array, "*shape"], chosen: Int[jax.Array, "examples count"], axis: int
+) -> Shaped[jax.Array, "*part"]:
     """These rows of an array that has rows along `axis`."""
     return jnp.take(rows, chosen.reshape(-1), axis, indices_are_sorted=True, unique_indices=True)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float64
 
 from beacon_jax.frameworks import as_function
 from beacon_jax.graph.factor_rules import NONE
@@ -49,7 +50,7 @@ class FoldedRows:
     """
 
     into: tuple[str, ...]
-    factors: np.ndarray
+    factors: Float64[np.ndarray, "*groups N"]
     note: str
 
 
@@ -146,21 +147,21 @@ def _compiled(layers: str) -> re.Pattern:
         raise ValueError(f"layers={layers!r} is not a regular expression: {error}") from error
 
 
-def _kernel(layer: Layer, values: Sequence[Any]) -> np.ndarray:
+def _kernel(layer: Layer, values: Sequence[Any]) -> Float64[np.ndarray, "*groups N C"]:
     kernel = layer.place.read(values[layer.leaf]).astype(np.float64)
     if not np.isfinite(kernel).all():
         raise ValueError(f"{layer.name}: the kernel has values that are not finite")
     return kernel
 
 
-def _spread(kernel: np.ndarray) -> float:
+def _spread(kernel: Float64[np.ndarray, "*groups N C"]) -> float:
     squares = np.square(kernel).mean(-1)
     groups = [0.5 * np.log(own[own > 0]) for own in np.atleast_2d(squares)]
     centred = np.concatenate([own - own.mean() for own in groups if own.size] or [np.zeros(1)])
     return float(np.sqrt(np.square(centred).mean()))
 
 
-def _factors(fold: Fold, wanted: set[str], values: Sequence[Any]) -> np.ndarray:
+def _factors(fold: Fold, wanted: set[str], values: Sequence[Any]) -> Float64[np.ndarray, " factors"]:
     """The factors by number; the last is that of NONE."""
     squares, sizes = np.zeros(fold.count), np.zeros(fold.count)
     for layer, labels in fold.rows:

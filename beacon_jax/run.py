@@ -127,7 +127,7 @@ class Run:
         """What the report of a layer of a group says of the residual stream."""
         if not self.plan[name].reads_residual or name not in self.model.first.residuals:
             return ""
-        return self._residual_of(names)
+        return self._residual_of(names) or ""
 
     def _influence_note(self, name: str) -> str:
         return NO_INFLUENCE if self.calibration.without_influence(name) else ""
@@ -141,6 +141,7 @@ class Run:
             if name in self.finished:
                 report, matrix = self.finished[name][0], self._placement.everywhere(self.finished[name][1])
             else:
+                assert stats is not None, "a layer that is not finished has statistics"
                 try:
                     report, matrix = self.quantize_layer(name, names, stats, seconds / todo)
                 except NothingToCalibrateOn as why:
@@ -169,8 +170,8 @@ class Run:
             matrix, note = self.solved(name, kernel, stats)
         except NothingToCalibrateOn:
             raise
-        except ValueError as error:
-            raise ValueError(f"layer {layer.name}: {error}") from error
+        except ValueError as why:
+            raise ValueError(f"layer {layer.name}: {why}") from why
         jax.block_until_ready(matrix)
         seconds = gram_seconds, time.perf_counter() - start
         notes = note, self._residual_note(name, names), self._influence_note(name)

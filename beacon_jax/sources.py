@@ -141,7 +141,7 @@ DATASETS: dict[str, Callable[[str, str], ArraySource | TfdsSource | FolderSource
 }
 
 
-def open_source(dataset: str, split: str, root: str = ""):
+def open_source(dataset: str, split: str, root: str = "") -> ArraySource | TfdsSource | FolderSource:
     """The images of a dataset's split. ValueError for an unknown dataset or split."""
     if dataset not in DATASETS:
         raise ValueError(f"unknown dataset {dataset!r}; expected one of {', '.join(DATASETS)}")

@@ -95,9 +95,9 @@ class QuantSpec:
         _check_count("rows_seed", self.rows_seed, 0, LARGEST_SEED)
         if isinstance(self.rules, (str, Mapping, LayerRule)) or not isinstance(self.rules, Iterable):
             raise ValueError(f"rules is a list of LayerRule or of dicts, got {self.rules!r}")
-        for rule in (given := tuple(self.rules)):
-            if not (isinstance(rule, LayerRule) or hasattr(rule, "keys")):
-                raise ValueError(f"rules is a list of LayerRule or of dicts, got {rule!r} in it")
+        for one in (given := tuple(self.rules)):
+            if not (isinstance(one, LayerRule) or hasattr(one, "keys")):
+                raise ValueError(f"rules is a list of LayerRule or of dicts, got {one!r} in it")
         rules = tuple(rule if isinstance(rule, LayerRule) else _from_dict(LayerRule, rule) for rule in given)
         object.__setattr__(self, "rules", rules)
         for rule in (self, *rules):
@@ -111,17 +111,22 @@ class QuantSpec:
                 re.compile(rule.layers)
             except re.error as error:
                 raise ValueError(f"layers={rule.layers!r} is not a regular expression: {error}") from error
-            self._plan_layer(None if rule is self else rule)
-        for rule in rules:
-            _check_kind("skip", rule.skip, bool, "True or False")
-            if rule.kind is not None:
-                _check_choice("kind", rule.kind, KINDS)
+            self._plan_layer(rule if isinstance(rule, LayerRule) else None)
+        for own in rules:
+            _check_kind("skip", own.skip, bool, "True or False")
+            if own.kind is not None:
+                _check_choice("kind", own.kind, KINDS)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "QuantSpec":
         """A spec from a config's keys; options that are None are left to the method. ValueError on an unknown key."""
         options = {k: v for k, v in (fields.get("options") or {}).items() if v is not None}
         return _from_dict(cls, {**fields, "options": options})
+
+    @property
+    def layer_rules(self) -> tuple[LayerRule, ...]:
+        """`rules`, of which the dicts have been made LayerRules."""
+        return tuple(rule for rule in self.rules if isinstance(rule, LayerRule))
 
     @property
     def sample(self) -> RowSample | None:
@@ -143,10 +148,10 @@ class QuantSpec:
           ValueError: a pattern that matches nothing, or nothing to quantize.
         """
         names = ", ".join(f"{layer.name} ({layer.kind})" for layer in layers)
-        for rule in (LayerRule(self.layers), *self.rules):
-            found = any(rule.matches(layer) for layer in layers)
-            if not (found or any(rule.names(path) for path in others)):
-                raise ValueError(f"no layer matches {rule}; the layers are {names}")
+        for pattern in (LayerRule(self.layers), *self.layer_rules):
+            found = any(pattern.matches(layer) for layer in layers)
+            if not (found or any(pattern.names(path) for path in others)):
+                raise ValueError(f"no layer matches {pattern}; the layers are {names}")
         plan = {}
         for layer in layers:
             rule = self._rule(layer)
@@ -159,7 +164,7 @@ class QuantSpec:
 
     def _rule(self, layer: Layer) -> LayerRule | None:
         """Of the rules that match a layer the last, which counts."""
-        return next((rule for rule in reversed(self.rules) if rule.matches(layer)), None)
+        return next((rule for rule in reversed(self.layer_rules) if rule.matches(layer)), None)
 
     def why_left(self, layer: Layer) -> str:
         """Why a layer that is not in the plan is left in float."""
@@ -177,7 +182,7 @@ class QuantSpec:
 
     def names(self, path: str) -> bool:
         """Whether a rule with `skip` names a parameter that is no layer."""
-        return any(rule.names(path) for rule in self.rules)
+        return any(rule.names(path) for rule in self.layer_rules)
 
     def _plan_layer(self, rule: LayerRule | None) -> "LayerPlan":
         def own(field):

@@ -73,6 +73,7 @@ class ActivationStream:
             self._folder.close()
 
     def _path(self, i: int) -> Path:
+        assert self._folder is not None, "what is kept in memory has no files"
         return self._folder.path / f"{i}.npy"
 
     def _read(self, i: int) -> list[np.ndarray]:

@@ -15,7 +15,7 @@ from beacon_jax.disk import disk_errors, make_folder
 try:
     import fcntl
 except ImportError:  # not on Windows: there nothing is locked, and what killed processes left stays
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]  # a module, or None
 
 PREFIX = "beacon_jax_activations_"
 
@@ -36,14 +36,13 @@ class TemporaryFolder:
         parent = Path(parent or tempfile.gettempdir())
         with disk_errors(parent, "make a folder in"):
             make_folder(parent)
-            if fcntl is None:
-                self.path, lock = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent)), None
-            else:
-                self.path, lock = _made_and_locked(parent)
+            self.path, lock = _made_and_locked(parent)
         self.close = weakref.finalize(self, _remove, self.path, lock)  # also at the end of the process
 
 
-def _made_and_locked(parent: Path) -> tuple[Path, int]:
+def _made_and_locked(parent: Path) -> tuple[Path, int | None]:
+    if fcntl is None:
+        return Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent)), None
     with _locked_folder(parent, fcntl.LOCK_EX):  # so that nobody takes a new folder for a left one
         _remove_left(parent)
         path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))

@@ -1,7 +1,7 @@
 """What norm tuning trains on: batches that come again and again, each with what the outputs shall be."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -29,7 +29,7 @@ class TuningData:
     complete: bool = False  # whether all of them were seen
     shapes: dict[str, Any] = dataclasses.field(default_factory=dict)  # of outputs, by those of a batch
 
-    def split(self):
+    def split(self) -> Iterator[tuple[tuple, tuple]]:
         """((batch, target, weights) to train on, the same held out) of every batch of two or more examples.
 
         Raises ValueError where the batches are others than in the first pass.

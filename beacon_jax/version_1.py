@@ -12,7 +12,7 @@ from beacon_jax.quant.packed import PackedKernel
 from beacon_jax.quant.packing import pack_codes
 
 
-def kernel_of(parts: Mapping[str, np.ndarray | None], shape: tuple[int, ...]) -> PackedKernel:
+def kernel_of(parts: Mapping[str, Any], shape: tuple[int, ...]) -> PackedKernel:
     """A kernel from its tensors. ValueError where there are not as many codes as the shape has, or one is too large."""
     levels = tuple(float(level) for level in parts["alphabet"])
     width, count = max(1, (len(levels) - 1).bit_length()), math.prod(shape)
@@ -26,19 +26,19 @@ def kernel_of(parts: Mapping[str, np.ndarray | None], shape: tuple[int, ...]) ->
 
 def leaves_of(tensors: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> dict[str, np.ndarray | PackedLeaf]:
     """{name: leaf} of a quantized model. ValueError where what is said does not fit the tensors."""
-    tensors, by_leaf = dict(tensors), {}
+    leaves: dict[str, Any] = dict(tensors)
+    by_leaf: dict[str, tuple[tuple[int, ...], str, list]] = {}
     for name, own in about.items():
         first = "leaf" not in own  # written before kernels had places: one two-dimensional leaf each
         leaf, mark = (f"{name}/kernel", f"{name}/kernel.") if first else (own["leaf"], f"{name}:")
-        parts = {field: tensors.pop(f"{mark}{field}", None) for field in ("codes", "alphabet", "scale", "offset")}
+        parts = {field: leaves.pop(f"{mark}{field}", None) for field in ("codes", "alphabet", "scale", "offset")}
         kernel = kernel_of(parts, tuple(own["shape"]))
         shape = tuple(own["shape" if first else "leaf_shape"])
-        indices = np.arange(math.prod(shape)).reshape(shape) if first else None
-        place = Place.of(indices) if first else Place.from_dict(own["place"])
+        place = Place.of(np.arange(math.prod(shape)).reshape(shape)) if first else Place.from_dict(own["place"])
         by_leaf.setdefault(leaf, (shape, own["dtype"], []))[2].append((name, kernel, place))
     for leaf, (shape, dtype, members) in by_leaf.items():
         names, kernels, places = zip(*members, strict=True)
         free = free_elements(places, shape)
-        rest = tensors[leaf].reshape(-1)[free] if free.any() else None
-        tensors[leaf] = PackedLeaf(kernels, rest, names, places, shape, dtype)
-    return tensors
+        rest = leaves[leaf].reshape(-1)[free] if free.any() else None
+        leaves[leaf] = PackedLeaf(kernels, rest, names, places, shape, dtype)
+    return leaves

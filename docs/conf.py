@@ -91,7 +91,7 @@ def _without_factories(app, what, name, obj, options, signature, returned):
     return signature and signature.replace("<factory>", "..."), returned
 
 
-def setup(app):
+def setup(app) -> None:
     """Sphinx calls it."""
     app.connect("source-read", _link_to_files)
     app.connect("autodoc-process-signature", _without_factories)

@@ -3,8 +3,14 @@ import os
 from pathlib import Path
 
 import jax
+import jaxtyping
 import numpy as np
 import pytest
+
+from tests import type_checks
+
+# Before the package is imported: what its annotations say, shapes among them, is checked at every call.
+jaxtyping.install_import_hook(type_checks.MODULES, f"{type_checks.__name__}.checked")
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)  # simulated ones, for meshes; all else runs on the first

@@ -9,7 +9,7 @@ example.
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from beacon_jax.graph.program import Equation
@@ -36,7 +36,7 @@ class Axes:
     @property
     def known(self) -> set[int]:
         """The axes of the weights that it still has."""
-        return {axis for atoms in self.atoms for axis, _ in atoms if axis is not None}
+        return set().union(*map(labels_of, self.atoms))
 
     def rearranged(self, atoms: Sequence[tuple[Atom, ...]]) -> "Axes":
         """The same facts about a value with these axes."""
@@ -48,7 +48,12 @@ class Axes:
         return dataclasses.replace(self, atoms=atoms, lost=merged(self.lost, ((a, name) for a in axes)))
 
 
-def merged(*pairs):
+def labels_of(atoms: Sequence[Atom]) -> set[int]:
+    """The axes of the weights among these atoms."""
+    return {axis for axis, _ in atoms if axis is not None}
+
+
+def merged(*pairs: Iterable[tuple[int, Any]]) -> tuple[tuple[int, Any], ...]:
     """Facts (axis, value) of several values together; of two about one axis the larger, so the later position."""
     found: dict[int, Any] = {}
     for own in pairs:
@@ -57,7 +62,7 @@ def merged(*pairs):
     return tuple(sorted(found.items()))
 
 
-def still_fixed(operands, known: set[int]):
+def still_fixed(operands: Iterable[Axes], known: set[int]) -> tuple[tuple[int, Any], ...]:
     """Positions that a value made of these belongs to: none along an axis that it has all of."""
     return tuple(f for f in merged(*(o.fixed for o in operands)) if f[0] not in known)
 
@@ -81,9 +86,9 @@ def cut(axes: Axes, shape, starts, equation: Equation) -> Axes:
             atoms.append(own)
             continue
         atoms.append(((None, n),))
-        labelled = {axis for axis, _ in own} - {None}
+        labelled = labels_of(own)
         if n == 1 and len(own) == 1 and labelled and start is not None:
-            fixed[own[0][0]] = equation.outputs[0], start
+            fixed[min(labelled)] = equation.outputs[0], start
         else:
             gone |= labelled
     return Axes(tuple(atoms), tuple(sorted(fixed.items())), axes.lost).without(gone, equation.name)
@@ -94,7 +99,7 @@ def joined_along(axis: int, operands: Sequence[Axes], shape, name: str) -> Axes:
     fullest = functools.reduce(lambda a, b: a if a.known >= b.known else b, operands)
     following = [o for o in operands if o.known or o.fixed or o.lost]
     sizes = [math.prod(n for _, n in o.atoms[axis]) for o in operands]
-    gone = {a for o in operands for a, _ in o.atoms[axis]} - {None}
+    gone = set().union(*(labels_of(o.atoms[axis]) for o in operands))
     fixed = dict(still_fixed(operands, fullest.known))
     atoms = [((None, shape[axis]),) if i == axis else own for i, own in enumerate(fullest.atoms)]
     if set(sizes) == {1} and len(operands) > 1:  # the steps of a sequence, put together again?
@@ -112,7 +117,7 @@ def joined_along(axis: int, operands: Sequence[Axes], shape, name: str) -> Axes:
 
 def with_changed(axes: Axes, shape, changed: set[int], name: str) -> Axes:
     """Of a value of that shape with these of its axes changed by a primitive, so that they are lost."""
-    gone = {a for i in changed for a, _ in axes.atoms[i]} - {None}
+    gone = set().union(*(labels_of(axes.atoms[i]) for i in changed))
     atoms = [((None, shape[i]),) if i in changed else own for i, own in enumerate(axes.atoms)]
     return axes.rearranged(atoms).without(gone, name)
 
@@ -120,7 +125,7 @@ def with_changed(axes: Axes, shape, changed: set[int], name: str) -> Axes:
 def conv_axes(view: ConvView, axes: Axes, shape, out_spec) -> Axes:
     """Of a convolution's output: the batch axis stays, and positions where each has its own output."""
     lhs = view.dimension_numbers.lhs_spec
-    atoms = [((None, n),) for n in shape]
+    atoms: list[tuple[Atom, ...]] = [((None, n),) for n in shape]
     atoms[out_spec[0]] = axes.atoms[lhs[0]]
     gone = set()
     for k, (i, o) in enumerate(zip(lhs[2:], out_spec[2:], strict=True)):
@@ -128,5 +133,5 @@ def conv_axes(view: ConvView, axes: Axes, shape, out_spec) -> Axes:
         if size == shape[o] and view.window_strides[k] == 1 and view.lhs_dilation[k] == 1:
             atoms[o] = axes.atoms[i]
         elif shape[o] > 1:
-            gone |= {a for a, _ in axes.atoms[i]} - {None}
+            gone |= labels_of(axes.atoms[i])
     return axes.rearranged(atoms).without(gone, "conv_general_dilated")

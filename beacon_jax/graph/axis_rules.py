@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from beacon_jax.graph.axes import Axes, conv_axes, cut, joined, joined_along, merged, plain, still_fixed, with_changed
@@ -12,7 +12,7 @@ from beacon_jax.graph.program import Equation
 from beacon_jax.graph.views import ConvView
 
 
-def same_shape(equation: Equation, operands, made):
+def same_shape(equation: Equation, operands: Sequence[Axes], made: Sequence[tuple]) -> Iterator[Axes]:
     """Elementwise and the like: axes stay where shapes do, and are lost where not."""
     for shape in made:
         fitting = [o for o in operands if tuple(math.prod(n for _, n in own) for own in o.atoms) == tuple(shape)]
@@ -80,7 +80,7 @@ def _slice(equation, operands, made):
 
 
 def _dynamic_slice(equation, operands, made):
-    axes, *starts = operands[0], *equation.inputs[1:]
+    axes, starts = operands[0], equation.inputs[1:]
     sizes = [math.prod(n for _, n in own) for own in axes.atoms]
     known = [
         None if isinstance(s, int) else min(max(int(s.value), 0), size - n)
@@ -133,7 +133,7 @@ def _dot(equation, operands, made):
 
 
 def _conv(equation, operands, made):
-    view = ConvView.of(equation, [math.prod(n for _, n in own) for own in operands[1].atoms])
+    view = ConvView.of(equation, tuple(math.prod(n for _, n in own) for own in operands[1].atoms))
     yield conv_axes(view, operands[0], made[0], equation.params["dimension_numbers"].out_spec)
 
 

@@ -78,7 +78,8 @@ def _added(program, sources, use: Use, layer: Layer) -> Bias | None:
     size = math.prod(groups) * outputs
     _, data = program.depends
     product = program.equations[use.position]
-    v, axes = product.outputs[0], use.view.output_axes(product.inputs[0] == use.operand)
+    v = product.outputs[0]
+    axes: tuple[int, ...] | None = use.view.output_axes(product.inputs[0] == use.operand)
     factors: list[Factor] = []
     while axes is not None and len(program.readers[v]) == 1 and v not in program.outputs:
         equation = program.equations[program.readers[v][0]]
@@ -115,7 +116,8 @@ def _moved(program, equation: Equation, axes) -> tuple[int, ...] | None:
         return None
     old, new = (program.avals[v].shape for v in (equation.inputs[0], equation.outputs[0]))
     found = [_block(old, new, a) for a in _runs(axes)]
-    return None if None in found else tuple(a for block in found for a in block)
+    blocks = [block for block in found if block is not None]
+    return tuple(a for block in blocks for a in block) if len(blocks) == len(found) else None
 
 
 def _runs(axes):
@@ -161,8 +163,9 @@ def _varying(program, v: int) -> set[int]:
         return set().union(*(_varying(program, a) for a in inputs)) if inputs else set()
     if equation.name in ("reshape", "squeeze") and inputs:
         old = program.avals[inputs[0]].shape
-        blocks = [_block(old, shape, [a]) for a in sorted(_varying(program, inputs[0]))]
-        return whole if None in blocks else {a for block in blocks for a in block}
+        found = [_block(old, shape, [a]) for a in sorted(_varying(program, inputs[0]))]
+        blocks = [block for block in found if block is not None]
+        return {a for block in blocks for a in block} if len(blocks) == len(found) else whole
     return whole
 
 

@@ -180,8 +180,9 @@ def carry(equation: Equation, operands: Sequence[Labels], sizes: Sequence[tuple]
     Returns:
       (labels of each output, arrays of the labels of factors that must be 1 for the equation to carry the others).
     """
-    if len(operands) == 1 and (labels := layout(equation, operands[0], shapes)) is not None:
-        return labels, []
+    if len(operands) == 1 and (own := operands[0]) is not None:
+        if (labels := layout(equation, own, shapes)) is not None:
+            return labels, []
     if equation.name in _SIZED:
         return _SIZED[equation.name](equation, operands, shapes, sizes)
     if equation.name in _RULES:
@@ -209,7 +210,7 @@ def carries(equation: Equation) -> bool:
     return known or Layout().then(equation, 0, (1, 1)) is not None
 
 
-def of_outputs(equation: Equation, use: Use, side: int, columns: np.ndarray, kernel: tuple, shape: tuple) -> np.ndarray:
+def of_outputs(equation: Equation, use: Use, side: int, columns: np.ndarray, kernel: tuple, shape: tuple) -> Labels:
     """Labels of a product's output of that shape.
 
     Args:

@@ -51,7 +51,9 @@ class Graph:
         shape = self.program.avals[v].shape
         found = np.arange(math.prod(shape), dtype=np.int64).reshape(shape)
         for equation, output in reversed(chain):
-            found = carry(equation, [found], [found.shape], self.shapes(equation.outputs))[0][output]
+            labels = carry(equation, [found], [found.shape], self.shapes(equation.outputs))[0][output]
+            assert labels is not None, f"{equation.name} was to move elements about alone"
+            found = labels
         return found
 
     def shapes(self, variables: Sequence[int]) -> list[tuple[int, ...]]:
@@ -84,12 +86,14 @@ class Flow:
 
     def __init__(self, graph: Graph, source: int | Layer):
         """Follows the factors of a leaf's elements, given by its number, or of a layer's columns."""
-        self._graph, self._labels, self._pending = graph, {}, []
+        self._graph = graph
+        self._labels: dict[int, np.ndarray] = {}
+        self._pending: list[int] = []
         self._absorbed: dict[str, tuple[Layer, dict[int, np.ndarray]]] = {}
         self._texts: list[str] = [""]
         self.leaves: dict[int, np.ndarray] = {}
         self.column = source if isinstance(source, Layer) else None
-        if self.column is None:
+        if not isinstance(source, Layer):
             path, shape = graph.program.leaves[source], graph.program.avals[source].shape
             self._whose, self.count = f"the values that {path} multiplies", math.prod(shape)
             self._barred = np.zeros(self.count, np.int16)
@@ -141,8 +145,10 @@ class Flow:
             labels = None
         if labels is None and before is None:
             return
-        if labels is not None and before is not None and np.array_equal(*thin(before, labels)):
-            return
+        if labels is not None and before is not None:
+            old, new = thin(before, labels)
+            if np.array_equal(old, new):
+                return
         if labels is None:
             del self._labels[v]
         else:
@@ -174,7 +180,8 @@ class Flow:
         elif equation.name not in SUMS or not self._join(equation, operands):
             shapes, avals = self._graph.shapes(equation.outputs), self._graph.program.avals
             sizes = [avals[a].shape if isinstance(a, int) else a.aval.shape for a in equation.inputs]
-            made, lost = [None] * len(shapes), []
+            made: Sequence[Labels] = [None] * len(shapes)
+            lost: Sequence[np.ndarray] = []
             if any(o is not None for o in operands):
                 made, lost = carry(equation, operands, sizes, shapes)
             self._bar(lost, reason(equation))
@@ -189,8 +196,8 @@ class Flow:
             self._bar([o for o in operands if o is not None], reason(equation))
         for layer, use in self._graph.uses[position]:
             self._absorbed.setdefault(layer.name, (layer, {}))[1].pop(position, None)
-            if fits and operands[data] is not None:
-                labels, lost = of_rows(use, operands[data])
+            if fits and (own := operands[data]) is not None:
+                labels, lost = of_rows(use, own)
                 self._bar([lost], f"multiply rows of {layer.name} by more than one factor")
                 self._absorbed[layer.name][1][position] = labels
 

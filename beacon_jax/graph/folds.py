@@ -180,11 +180,11 @@ def _origins(graph: Graph, layer: Layer) -> Iterator[int]:
 
 def _carrying(equation: Equation, graph: Graph) -> list[int]:
     """The inputs of which factors may come."""
-    inputs = equation.inputs
+    given = equation.inputs
     if equation.name in ("div", "dynamic_slice"):
-        inputs = inputs[:1]
+        given = given[:1]
     elif equation.name == "select_n":
-        inputs = inputs[1:]
-    inputs = [a for a in inputs if isinstance(a, int)]
+        given = given[1:]
+    inputs = [a for a in given if isinstance(a, int)]
     added = [a for a in inputs if a in graph.plain] if equation.name in SUMS else []
     return inputs if len(added) == len(inputs) else [a for a in inputs if a not in added]  # added ones join the others

@@ -142,7 +142,7 @@ def _walk(program: Program):
     leaves, data = program.depends
     exact: dict[int, tuple[int, Layout]] = {i: (i, Layout()) for i in range(len(program.leaves))}
     joined: dict[int, tuple[int, list[int]]] = {}  # a concatenation of kernels: its dimension, and what it joins
-    spread = dict.fromkeys(exact) | {i: i for i in exact}  # by layout or repetition
+    spread = {i: i for i in exact}  # by layout or repetition
     products: dict[int, list[tuple[Layout, Use]]] = defaultdict(list)
     reads: dict[int, list[str]] = defaultdict(list)
     for position, equation in enumerate(program.equations):
@@ -196,6 +196,7 @@ def _product(
     shapes = [program.avals[v].shape for v in equation.inputs]
     shapes[side] = program.avals[parts[k]].shape
     part = k if len(parts) > 1 else None
+    view: DotView | ConvView
     if equation.name == "dot_general":
         view = DotView.of(equation, side, shapes)
         rows = math.prod(shapes[1 - side][i] for i in view.inputs[2])
@@ -261,14 +262,14 @@ def _parts(program: Program, leaf: int, own: list[tuple[Layout, Use]]) -> list[L
 
 def _named(program: Program, layers: list[Layer]) -> list[Layer]:
     """The layers under their names: no two share one."""
-    count = defaultdict(int)
+    count: dict[int, int] = defaultdict(int)
     for layer in layers:
         count[layer.leaf] += 1
     short = {}
     for leaf in count:
         *path, last = program.leaves[leaf].split("/")
         short[leaf] = "/".join(path) if path and last in _KERNEL_NAMES else program.leaves[leaf]
-    taken = defaultdict(int)
+    taken: dict[str, int] = defaultdict(int)
     for name in (*short.values(), *(n for i, n in enumerate(program.leaves) if i not in short)):
         taken[name] += 1
     named = []

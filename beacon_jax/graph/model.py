@@ -37,7 +37,8 @@ class Traced:
 
     def row_weights(self, shape: tuple[int, ...]) -> dict[tuple, RowWeights | Unsupported]:
         """{(operand, form of its rows): how its rows' weights come from weights of that shape, or why they do not}."""
-        axes, result = follow(self.program, shape), {}
+        axes = follow(self.program, shape)
+        result: dict[tuple, RowWeights | Unsupported] = {}
         for layer in self.found.layers:
             for use in layer.uses:
                 made = self.program.equations[use.position].outputs[0]

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Int, Int64, Shaped
 
 Loops = tuple[tuple[int, int], ...]  # (size, stride in elements), outermost first
 
@@ -24,14 +25,15 @@ class Place:
     outputs: Loops
 
     @classmethod
-    def of(cls, indices: np.ndarray) -> "Place | None":
+    def of(cls, indices: Int[np.ndarray, "*groups N C"]) -> "Place | None":
         """The place of a kernel (N, C) or (E, N, C), given the flat index of each element; None where there is none."""
         whole = indices if indices.ndim == 3 else indices[None]
         offset = int(whole[0, 0, 0])
-        loops = [_loops(line - offset) for line in (whole[:, 0, 0], whole[0, :, 0], whole[0, 0, :])]
-        if any(own is None for own in loops):
+        lines = whole[:, 0, 0], whole[0, :, 0], whole[0, 0, :]
+        groups, inputs, outputs = (_loops(line - offset) for line in lines)
+        if groups is None or inputs is None or outputs is None:
             return None
-        place = cls(offset, *loops)
+        place = cls(offset, groups, inputs, outputs)
         return place if np.array_equal(place.indices().reshape(whole.shape), whole) else None
 
     @classmethod
@@ -46,19 +48,19 @@ class Place:
         E, N, C = (math.prod(size for size, _ in loops) for loops in (self.groups, self.inputs, self.outputs))
         return (E, N, C) if E > 1 else (N, C)
 
-    def indices(self) -> np.ndarray:
+    def indices(self) -> Int64[np.ndarray, "*groups N C"]:
         """The flat index of each element, in the shape of the kernel."""
         found = np.full((), self.offset, np.int64)
         for size, stride in (*self.groups, *self.inputs, *self.outputs):
             found = found[..., None] + np.arange(size, dtype=np.int64) * stride
         return found.reshape(self.shape)
 
-    def read(self, leaf: Any) -> np.ndarray:
+    def read(self, leaf: Any) -> Shaped[np.ndarray, "*groups N C"]:
         """The kernel, of the leaf's value."""
         flat = np.asarray(leaf).reshape(-1)
         return np.ascontiguousarray(self._view(flat)).reshape(self.shape)
 
-    def write(self, leaf: Any, kernel: np.ndarray) -> np.ndarray:
+    def write(self, leaf: Any, kernel: Shaped[np.ndarray, "*groups N C"]) -> Shaped[np.ndarray, "*leaf"]:
         """The leaf's value with this kernel in place of its own, in the leaf's dtype."""
         out = np.array(leaf, order="C")
         view = self._view(out.reshape(-1))
@@ -71,7 +73,9 @@ class Place:
         ends = [stride * (size - 1) for size, stride in self._loops_of_all()]
         return self.offset + sum(min(end, 0) for end in ends), self.offset + sum(max(end, 0) for end in ends)
 
-    def put(self, flat: jax.Array, kernel: jax.Array) -> jax.Array:
+    def put(
+        self, flat: Shaped[jax.Array, " size"], kernel: Shaped[jax.Array, "*groups N C"]
+    ) -> Shaped[jax.Array, " size"]:
         """A flat leaf with this kernel in its place, both of one dtype: `write` for JAX arrays, under jit too."""
         loops = self._loops_of_all()
         order = sorted(range(len(loops)), key=lambda i: -loops[i][1])

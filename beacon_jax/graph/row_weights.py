@@ -4,8 +4,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Shaped
 
-from beacon_jax.graph.axes import Atom, Axes, conv_axes, plain
+from beacon_jax.graph.axes import Atom, Axes, conv_axes, labels_of, plain
 from beacon_jax.graph.axis_rules import RULES, same_shape
 from beacon_jax.graph.program import Program, Unsupported
 from beacon_jax.graph.views import ConvView, DotView
@@ -53,7 +54,7 @@ class RowWeights:
             rows = [axes.atoms[i] for i in (spec[0], *spec[2:])]
         else:
             rows = [axes.atoms[i] for i in view.inputs[2]]
-            each = {a for i in view.inputs[0] for a, _ in axes.atoms[i]} - {None}
+            each = set().union(*(labels_of(axes.atoms[i]) for i in view.inputs[0]))
             if each:
                 raise Unsupported(f"the weights' axis {min(each)} is that of the groups of {layer}; leave weights out")
         atoms, here = [], set()
@@ -71,7 +72,7 @@ class RowWeights:
                 )
         return cls(tuple(atoms), fixed, rest)
 
-    def __call__(self, weights: jax.Array) -> jax.Array:
+    def __call__(self, weights: Shaped[jax.Array, "*axes"]) -> Shaped[jax.Array, " m"]:
         """(m,) weights of the rows."""
         axes = list(range(weights.ndim))
         for axis, index in self.fixed:

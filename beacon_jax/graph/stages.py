@@ -70,14 +70,15 @@ class Piece:
 
         `through` has functions of what an equation makes, by variable; their results take its place.
         """
+        replaced = through or {}
         variables = (*self.leaves, *self.given, *self.constants)
         values = zip(variables, (*leaves, *given, *constants), self.dtypes, strict=True)
         env = {v: value if _is_key(dtype) else jnp.asarray(value, dtype) for v, value, dtype in values}
         for equation in self.equations:
             operands = [env[a] if isinstance(a, int) else a.value for a in equation.inputs]
             env.update(zip(equation.outputs, equation.run(*operands), strict=True))
-            for v in through.keys() & equation.outputs if through else ():
-                env[v] = through[v](env[v])
+            for v in replaced.keys() & equation.outputs:
+                env[v] = replaced[v](env[v])
         return [env[v] for v in self.wanted]
 
 
@@ -238,8 +239,8 @@ def _cuts(lives: _Lives, groups: Sequence[Sequence[Layer]], count: int) -> list[
     """
     starts = [min(layer.uses[0].position for layer in group) for group in groups]
     reach = list(itertools.accumulate((max(layer.uses[-1].position for layer in group) for group in groups), max))
-    points = [_latest_narrow(lives.bytes, range(reach[i - 1] + 1, starts[i] + 1)) for i in range(1, len(groups))]
-    points = [p for p in points if p is not None]  # none where uses of one layer lie on both sides
+    narrow = [_latest_narrow(lives.bytes, range(reach[i - 1] + 1, starts[i] + 1)) for i in range(1, len(groups))]
+    points = [p for p in narrow if p is not None]  # none where uses of one layer lie on both sides
     size = [lives.bytes[p] for p in points]
     around = [(size[i - 1] if i else size[i], size[i + 1] if i + 1 < len(size) else size[i]) for i in range(len(size))]
     valleys = [p for p, own, others in zip(points, size, around, strict=True) if own <= min(others)]

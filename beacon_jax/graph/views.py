@@ -96,12 +96,14 @@ class DotView:
     def of(cls, equation: Equation, kernel_side: int, shapes: Sequence[tuple[int, ...]]) -> "DotView":
         """The view of a dot_general equation, operands of these shapes, whose operand `kernel_side` is the kernel."""
         contract, batch = equation.params["dimension_numbers"]
-        sides = []
-        for side in (kernel_side, 1 - kernel_side):
+
+        def dimensions(side):
             used = (*batch[side], *contract[side])
             free = tuple(i for i in range(len(shapes[side])) if i not in used)
-            sides.append((tuple(batch[side]), tuple(contract[side]), free))
-        return cls(*sides, math.prod(shapes[kernel_side][i] for i in batch[kernel_side]))
+            return tuple(batch[side]), tuple(contract[side]), free
+
+        groups = math.prod(shapes[kernel_side][i] for i in batch[kernel_side])
+        return cls(dimensions(kernel_side), dimensions(1 - kernel_side), groups)
 
     @property
     def kernel_form(self) -> tuple:
@@ -164,8 +166,9 @@ class ConvView:
         p = equation.params
         spec = p["dimension_numbers"]
         window = tuple(kernel_shape[i] for i in spec.rhs_spec[2:])
-        moves = (tuple(p[name]) for name in ("window_strides", "padding", "lhs_dilation", "rhs_dilation"))
-        return cls(spec, *moves, p["feature_group_count"], window)
+        names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
+        moves = {name: tuple(p[name]) for name in names}
+        return cls(spec, groups=p["feature_group_count"], window=window, **moves)
 
     @property
     def kernel_form(self) -> tuple:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32
 
 Key = str | int | Callable[[Any], Any] | None  # of a batch or of outputs: tree[key], key(tree), or the tree itself
 
@@ -66,7 +67,7 @@ class MeanOver:
     def check(self, outputs, batch) -> None:
         """Any outputs will do."""
 
-    def keep(self, outputs):
+    def keep(self, outputs: Any) -> Any:
         """All of them."""
         return outputs
 
@@ -102,7 +103,7 @@ class Mean(MeanOver):
         if self.better not in ("higher", "lower"):
             raise ValueError(f"better must be 'higher' or 'lower', got {self.better!r}")
 
-    def examples(self, outputs, batch, kept):
+    def examples(self, outputs: Any, batch: Any, kept: Any) -> Any:
         """What the function gives."""
         made = self.function(outputs, batch, kept)
         return made if isinstance(made, tuple) else (made, jnp.ones_like(made))
@@ -120,11 +121,13 @@ class Positions(MeanOver):
     mask: Key = None
     output: Key = None
 
-    def values(self, outputs, batch, kept):
+    def values(
+        self, outputs: Float[jax.Array, " B *positions values"], batch: Any, kept: Any
+    ) -> Float[jax.Array, " B *positions"]:
         """(B, …) by position."""
         raise NotImplementedError
 
-    def examples(self, outputs, batch, kept):
+    def examples(self, outputs: Any, batch: Any, kept: Any) -> tuple[Float[jax.Array, " B"], Float[jax.Array, " B"]]:
         """Sums over the positions of each example, and their weights."""
         found = floats(pick(outputs, self.output, "outputs"))
         values = self.values(found, batch, kept)
@@ -145,7 +148,7 @@ def pick(tree: Any, key: Key, what: str) -> Any:
         raise ValueError(f"no {key!r} in the {what}, of {has}") from error
 
 
-def floats(a: Any) -> jax.Array:
+def floats(a: Any) -> Float[jax.Array, "*shape"]:
     """In float32, or what is more precise."""
     with jax.numpy_dtype_promotion("standard"):  # asked for here, whatever the caller forbids elsewhere
         kind = jnp.promote_types(a.dtype, jnp.float32)
@@ -157,7 +160,7 @@ def as_type_of(kept: Any, outputs: jax.Array) -> jax.Array:
     return jnp.asarray(kept).astype(outputs.dtype)
 
 
-def mask_weights(batch: Any, mask: Key, shape: tuple[int, ...]) -> jax.Array:
+def mask_weights(batch: Any, mask: Key, shape: tuple[int, ...]) -> Float32[jax.Array, "*shape"]:
     """The mask, float32, of that shape."""
     if mask is None:
         return jnp.ones(shape, jnp.float32)
@@ -167,6 +170,6 @@ def mask_weights(batch: Any, mask: Key, shape: tuple[int, ...]) -> jax.Array:
     return jnp.broadcast_to(found.reshape(found.shape + (1,) * (len(shape) - found.ndim)), shape)
 
 
-def per_example(values: jax.Array) -> jax.Array:
+def per_example(values: Float[jax.Array, " B *positions"]) -> Float[jax.Array, " B"]:
     """(B, …) → sums (B,)."""
     return values.sum(tuple(range(1, values.ndim)))

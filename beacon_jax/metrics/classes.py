@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from beacon_jax.metrics.base import Key, Measured, Positions, as_type_of, mask_weights, pick
 
@@ -33,7 +34,9 @@ class _TopK(Labelled):
     unit = 100.0
     k = 1
 
-    def values(self, outputs, batch, kept):
+    def values(
+        self, outputs: Float[jax.Array, " B *positions values"], batch: Any, kept: Any
+    ) -> Float[jax.Array, " B *positions"]:
         own = jnp.take_along_axis(outputs, label_indices(batch, self.label), axis=-1)
         # Rank of the label's logit. Equal logits (and NaN, which compares false) count against the model.
         return ((~(outputs < own)).sum(-1) - 1 < self.k).astype(outputs.dtype)
@@ -62,7 +65,9 @@ class CrossEntropy(Labelled):
     shown = ".4f"
     better = "lower"
 
-    def values(self, outputs, batch, kept):
+    def values(
+        self, outputs: Float[jax.Array, " B *positions values"], batch: Any, kept: Any
+    ) -> Float[jax.Array, " B *positions"]:
         """(B, …) by position."""
         own = jnp.take_along_axis(outputs, label_indices(batch, self.label), axis=-1)
         return jax.nn.logsumexp(outputs, axis=-1) - own[..., 0]
@@ -90,11 +95,13 @@ class Agreement(Positions):
     compares = True
     unit = 100.0
 
-    def keep(self, outputs):
+    def keep(self, outputs: Any) -> Any:
         """The most likely classes (B, …)."""
         return pick(outputs, self.output, "outputs").argmax(-1)
 
-    def values(self, outputs, batch, kept):
+    def values(
+        self, outputs: Float[jax.Array, " B *positions values"], batch: Any, kept: Any
+    ) -> Float[jax.Array, " B *positions"]:
         """(B, …) by position."""
         own = outputs.argmax(-1)
         return (own == as_type_of(kept, own)).astype(outputs.dtype)
@@ -109,11 +116,13 @@ class Divergence(Positions):
     better = "lower"
     compares = True
 
-    def keep(self, outputs):
+    def keep(self, outputs: Any) -> Any:
         """The logits (B, …, classes)."""
         return pick(outputs, self.output, "outputs")
 
-    def values(self, outputs, batch, kept):
+    def values(
+        self, outputs: Float[jax.Array, " B *positions values"], batch: Any, kept: Any
+    ) -> Float[jax.Array, " B *positions"]:
         """(B, …) by position."""
         expected, found = (jax.nn.log_softmax(a, axis=-1) for a in (as_type_of(kept, outputs), outputs))
         return (jnp.exp(expected) * (expected - found)).sum(-1)

@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from beacon_jax.metrics.base import (
     Key,
@@ -28,11 +30,13 @@ class MeanCosine(Positions):
     shown = ".4f"
     compares = True
 
-    def keep(self, outputs):
+    def keep(self, outputs: Any) -> Any:
         """The vectors."""
         return pick(outputs, self.output, "outputs")
 
-    def values(self, outputs, batch, kept):
+    def values(
+        self, outputs: Float[jax.Array, " B *positions values"], batch: Any, kept: Any
+    ) -> Float[jax.Array, " B *positions"]:
         """(B, …) by position."""
         return (unit_vectors(outputs) * unit_vectors(as_type_of(kept, outputs))).sum(-1)
 
@@ -53,11 +57,11 @@ class RelativeOutputError(MeanOver):
     better = "lower"
     compares = True
 
-    def keep(self, outputs):
+    def keep(self, outputs: Any) -> Any:
         """What is compared."""
         return pick(outputs, self.output, "outputs")
 
-    def examples(self, outputs, batch, kept):
+    def examples(self, outputs: Any, batch: Any, kept: Any) -> tuple[Float[jax.Array, " B"], Float[jax.Array, " B"]]:
         """Sums of squares of the differences and of the reference."""
 
         def squares(tree):
@@ -105,11 +109,13 @@ class NeighbourOverlap:
             shape = pick(outputs, self.output, "outputs").shape
             raise ValueError(f"nearest neighbours are those of vectors (B, width), but the outputs have shape {shape}")
 
-    def keep(self, outputs):
+    def keep(self, outputs: Any) -> Any:
         """The vectors."""
         return pick(outputs, self.output, "outputs")
 
-    def examples(self, outputs, batch, kept):
+    def examples(
+        self, outputs: Any, batch: Any, kept: Any
+    ) -> tuple[Float[jax.Array, "B values"], Float[jax.Array, "B values"]]:
         """Vectors of length 1, of both models."""
         return unit_vectors(floats(pick(outputs, self.output, "outputs"))), unit_vectors(floats(kept))
 
@@ -132,7 +138,7 @@ class NeighbourOverlap:
         return np.concatenate(rows)
 
 
-def unit_vectors(vectors: jax.Array) -> jax.Array:
+def unit_vectors(vectors: Float[jax.Array, "*shape"]) -> Float[jax.Array, "*shape"]:
     """Divided by their lengths along the last axis; zero vectors stay zero."""
     length = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / jnp.where(length == 0, 1, length)

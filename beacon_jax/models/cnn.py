@@ -104,7 +104,8 @@ def create_cnn(name: str, key: jax.Array) -> ConvNet:
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, dict, dict]:
     """(structure, parameters, statistics): nested dicts of arrays, of which nnx.merge makes the model again."""
-    graphdef, params, statistics = nnx.split(model, nnx.Param, nnx.BatchStat)
+    graphdef, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
+    params, statistics = states
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(statistics)
 
 

@@ -54,10 +54,10 @@ def save_state_dict(path: str | os.PathLike, params: Mapping, model: ViT | Bert,
       ValueError: as `to_state_dict`.
       OSError: with the path, where it cannot be written.
     """
-    state, path = to_state_dict(params, model, naming), place(path)
-    replace_file(path, lambda partial: save_file(state, partial, metadata={"format": "pt"}))
+    state, own = to_state_dict(params, model, naming), place(path)
+    replace_file(own, lambda partial: save_file(state, partial, metadata={"format": "pt"}))
     return (
-        f"{path}: {len(state)} float32 tensors in {_LIBRARIES[naming]} naming, {path.stat().st_size / 1e6:.1f} MB; "
+        f"{own}: {len(state)} float32 tensors in {_LIBRARIES[naming]} naming, {own.stat().st_size / 1e6:.1f} MB; "
         "kernels have the values of their codes, and codes, scales, alphabets and what was done are not in this file"
     )
 
@@ -76,14 +76,14 @@ _LIBRARIES = {"timm": "timm's", "hf": "Hugging Face's"}
 
 
 def _vit_state(arrays, model, naming):
-    own = [said for said, has in _OF_TIMM_ALONE.items() if has(model)]
-    if naming == "hf" and own:
-        raise ValueError(f"Hugging Face's ViT and DeiT have no {', '.join(own)}; export the model in timm's naming")
+    missing = [said for said, has in _OF_TIMM_ALONE.items() if has(model)]
+    if naming == "hf" and missing:
+        raise ValueError(f"Hugging Face's ViT and DeiT have no {', '.join(missing)}; export the model in timm's naming")
     prefix, head = ("deit", "cls_classifier") if model.distilled else ("vit", "classifier")
     state = {}
     for ours, kind, row, i in rows_of(model.depth):
-        names = row.timm if naming == "timm" else row.hf
-        names = [n.format(i=i, p=prefix, head=head) for n in ([names] if isinstance(names, str) else names)]
+        own = row.timm if naming == "timm" else row.hf
+        names = [n.format(i=i, p=prefix, head=head) for n in ([own] if isinstance(own, str) else own)]
         for leaf, (theirs, _, back) in kind.items():
             source = "/".join(filter(None, (ours, leaf)))
             if source not in arrays:

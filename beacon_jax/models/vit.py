@@ -144,7 +144,7 @@ class ViT(nn.Module):
         """How many of these have a position embedding."""
         return self.tokens_before if self.class_position else 0
 
-    def setup(self):
+    def setup(self) -> None:
         """Declares the parameters under their timm names. ValueError for options that do not go together."""
         if self.pool not in ("token", "avg") or (self.pool == "token" and not self.class_token):
             raise ValueError(f"pool is 'avg', or 'token' where there is a class token, got {self.pool!r}")

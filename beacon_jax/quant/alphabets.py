@@ -7,11 +7,14 @@ An alphabet is a (K,) ascending array. `make_alphabet` builds it from a name or 
 import dataclasses
 import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from jax import Array
+from jaxtyping import Float, Float64, Real, UInt8
 
 MAX_LEVELS = 256  # codes are stored as uint8
 
@@ -31,7 +34,7 @@ def _named() -> dict[str, tuple[float, ...]]:
 NAMED = _named()
 
 
-def make_alphabet(spec: str | float | Sequence[float]) -> np.ndarray:
+def make_alphabet(spec: str | float | Sequence[float]) -> Float64[np.ndarray, " K"]:
     """Returns the alphabet that `spec` names or lists, as a (K,) float64 array, ascending.
 
     Names (Beacon, arXiv 2508.20293): "1.58" (-1, 0, 1), "2.32" (-2 … 2), "2.58" (±0.5, ±1.5, ±2.5), "2" … "8"
@@ -42,10 +45,10 @@ def make_alphabet(spec: str | float | Sequence[float]) -> np.ndarray:
       ValueError: unknown name; fewer than 2 or more than 256 levels; levels not finite, not strictly ascending in
         float32, or with a largest magnitude outside 1e-4 … 1e4 (the scale is found per channel).
     """
-    given = spec
+    given: Any = spec
     if isinstance(spec, str) and "," in spec:
-        spec = [level for level in spec.strip("()[]").split(",") if level.strip()]
-    if isinstance(spec, (str, numbers.Real)):
+        given = [level for level in spec.strip("()[]").split(",") if level.strip()]
+    elif isinstance(spec, (str, numbers.Real)):
         name = spec if isinstance(spec, str) else f"{spec:g}"
         if name not in NAMED:
             raise ValueError(
@@ -53,11 +56,11 @@ def make_alphabet(spec: str | float | Sequence[float]) -> np.ndarray:
             )
         return np.asarray(NAMED[name], np.float64)
     try:
-        levels = np.asarray(spec, np.float64)
+        levels = np.asarray(given, np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"an alphabet is a name or a list of numbers, got {given!r}") from error
+        raise ValueError(f"an alphabet is a name or a list of numbers, got {spec!r}") from error
     if levels.ndim != 1 or not 2 <= levels.size <= MAX_LEVELS:
-        raise ValueError(f"an alphabet is a list of 2 to {MAX_LEVELS} levels, got shape {levels.shape}: {spec!r}")
+        raise ValueError(f"an alphabet is a list of 2 to {MAX_LEVELS} levels, got shape {levels.shape}: {given!r}")
     with np.errstate(over="ignore"):  # of levels that are too large, which the last check finds
         ascending = np.all(np.diff(levels.astype(np.float32)) > 0)
     if not np.all(np.isfinite(levels)) or not ascending:
@@ -67,12 +70,12 @@ def make_alphabet(spec: str | float | Sequence[float]) -> np.ndarray:
     return levels
 
 
-def nearest_index(x: jax.Array, count: jax.Array) -> jax.Array:
+def nearest_index(x: Float[Array, "*shape"], count: Float[Array, ""]) -> Float[Array, "*shape"]:
     """The integer of 0 … count−1 nearest to x, the lower one of two equally near."""
     return jnp.clip(jnp.ceil(x - 0.5), 0, count - 1)
 
 
-def is_symmetric(alphabet: np.ndarray) -> bool:
+def is_symmetric(alphabet: Float[np.ndarray, " K"]) -> bool:
     """Whether A = −A, so that the sign of a scale is free."""
     return bool(np.array_equal(alphabet, -alphabet[::-1]))
 
@@ -86,42 +89,44 @@ class Levels:
     table's shape depends on K, so one compiled solver serves all evenly spaced alphabets, whatever their size.
     """
 
-    first: jax.Array
-    last: jax.Array
-    step: jax.Array
-    count: jax.Array  # K, as a float
-    smallest: jax.Array  # the level of smallest magnitude
-    smallest_positive: jax.Array  # 0 if there is none
-    smallest_negative: jax.Array  # negative level of smallest magnitude, 0 if there is none
-    table: jax.Array | tuple[jax.Array, ...] | None  # a tuple of scalars in kernels, which have no gather
+    first: Float[Array, ""]
+    last: Float[Array, ""]
+    step: Float[Array, ""]
+    count: Float[Array, ""]  # K, as a float
+    smallest: Float[Array, ""]  # the level of smallest magnitude
+    smallest_positive: Float[Array, ""]  # 0 if there is none
+    smallest_negative: Float[Array, ""]  # negative level of smallest magnitude, 0 if there is none
+    # A tuple of scalars in kernels, which have no gather.
+    table: Float[Array, " K"] | tuple[Float[Array, ""], ...] | None
     exact: bool = dataclasses.field(metadata={"static": True})  # whether bfloat16 holds every level
 
     @classmethod
-    def of(cls, alphabet: np.ndarray, dtype) -> "Levels":
+    def of(cls, alphabet: Float[np.ndarray, " K"], dtype) -> "Levels":
         """Builds the levels from a (K,) ascending alphabet."""
         alphabet = np.asarray(alphabet, dtype)
         step = alphabet[1] - alphabet[0]
         even = np.array_equal(alphabet[0] + np.arange(alphabet.size, dtype=alphabet.dtype) * step, alphabet)
-        positive, negative = alphabet[alphabet > 0], alphabet[alphabet < 0]
+        above, below = alphabet[alphabet > 0], alphabet[alphabet < 0]
         scalars = (
             alphabet[0],
             alphabet[-1],
             step,
             alphabet.size,
             alphabet[np.argmin(np.abs(alphabet))],
-            positive[0] if positive.size else 0.0,
-            negative[-1] if negative.size else 0.0,
+            above[0] if above.size else 0.0,
+            below[-1] if below.size else 0.0,
         )
         exact = np.array_equal(alphabet.astype(ml_dtypes.bfloat16).astype(alphabet.dtype), alphabet)
         table = None if even else jnp.asarray(alphabet)
-        return cls(*(jnp.asarray(s, dtype) for s in scalars), table=table, exact=exact)
+        first, last, step, count, smallest, positive, negative = (jnp.asarray(s, dtype) for s in scalars)
+        return cls(first, last, step, count, smallest, positive, negative, table, exact)
 
     @property
-    def max_abs(self) -> jax.Array:
+    def max_abs(self) -> Float[Array, ""]:
         """The largest magnitude of a level."""
         return jnp.maximum(jnp.abs(self.first), jnp.abs(self.last))
 
-    def lower_index(self, p: jax.Array) -> jax.Array:
+    def lower_index(self, p: Float[Array, "*shape"]) -> Real[Array, "*shape"]:
         """Position i of the neighbouring levels i and i + 1 around p, of the two end levels on that side where p is
         outside the alphabet; a float of p's dtype where the alphabet is evenly spaced, else an integer.
         """
@@ -132,7 +137,7 @@ class Levels:
         k = self.table.size
         return jnp.clip(jnp.searchsorted(self.table, p, side="right", method="scan_unrolled") - 1, 0, k - 2)
 
-    def at(self, i: jax.Array) -> jax.Array:
+    def at(self, i: Real[Array, "*shape"]) -> Float[Array, "*shape"]:
         """The levels at these positions, of any real dtype."""
         if self.table is None:
             return self.first + i.astype(self.first.dtype) * self.step
@@ -143,22 +148,22 @@ class Levels:
             return level
         return self.table[i.astype(jnp.int32)]
 
-    def bracket(self, p: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def bracket(self, p: Float[Array, "*shape"]) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
         """The neighbouring levels lo ≤ p < hi; the two end levels on that side where p is outside the alphabet."""
         i = self.lower_index(p)
         return self.at(i), self.at(i + 1)
 
-    def nearest(self, p: jax.Array) -> jax.Array:
+    def nearest(self, p: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
         """The level nearest to p, the lower one of two equally near."""
         if self.table is None:
             return self.first + nearest_index((p - self.first) * (1 / self.step), self.count) * self.step
         lo, hi = self.bracket(p)
         return jnp.where(p - lo > hi - p, hi, lo)
 
-    def index(self, q: jax.Array) -> jax.Array:
+    def index(self, q: Float[Array, "*shape"]) -> UInt8[Array, "*shape"]:
         """uint8 position in the alphabet of values q that are levels."""
         if self.table is None:
             i = jnp.round((q - self.first) / self.step)
         else:
-            i = jnp.searchsorted(self.table, q, method="scan_unrolled")
+            i = jnp.searchsorted(jnp.asarray(self.table), q, method="scan_unrolled")
         return i.astype(jnp.uint8)

@@ -10,7 +10,8 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
+from jaxtyping import Float, Shaped, UInt8
 
 from beacon_jax.quant.alphabets import Levels
 from beacon_jax.quant.decoding import Decoder
@@ -21,8 +22,14 @@ CODE = jnp.uint8
 
 
 def beam_decode(
-    decoder: Decoder, levels: Levels, W: jax.Array, s: jax.Array, *, width: int, block_size: int
-) -> jax.Array:
+    decoder: Decoder,
+    levels: Levels,
+    W: Float[Array, "N C"],
+    s: Float[Array, " C"],
+    *,
+    width: int,
+    block_size: int,
+) -> Float[Array, "N C"]:
     """Rounds the columns of W (N, C) to levels q (N, C), Ŵ = s q, keeping `width` partial roundings of each.
 
     Args:
@@ -61,7 +68,7 @@ def beam_decode(
     return decoder.back(levels.at(pick(lanes[:N], best[None, :])[:, 0]))
 
 
-def pick(a: jax.Array, lane: jax.Array) -> jax.Array:
+def pick(a: Shaped[Array, "*rest L C"], lane: UInt8[Array, "K C"]) -> Shaped[Array, "*rest K C"]:
     """a[…, lane[k, c], c] for a (…, L, C) and lane (K, C): selections, which vectorize where gathers do not."""
     out = jnp.zeros((*a.shape[:-2], *lane.shape), a.dtype)
     for i in range(a.shape[-2]):

@@ -14,6 +14,8 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int
 
 from beacon_jax.quant.alphabets import Levels
 from beacon_jax.quant.sweep import Rule, blocked_pass, pad_rows, pad_square
@@ -32,13 +34,13 @@ class Decoder:
       ridge: a scalar, what was added to the diagonal of H before.
     """
 
-    order: jax.Array
-    feedback: jax.Array
-    weight: jax.Array
-    ridge: jax.Array
+    order: Int[Array, " N"]
+    feedback: Float[Array, "N N"]
+    weight: Float[Array, " N"]
+    ridge: Float[Array, ""]
 
     @classmethod
-    def of(cls, H: jax.Array, order: jax.Array, damping: jax.Array | float) -> "Decoder":
+    def of(cls, H: Float[Array, "N N"], order: Int[Array, " N"], damping: Float[Array, ""] | float) -> "Decoder":
         """Factors H (N, N) plus `damping` times the mean of its diagonal (plus it where H is zero: any ridge will do).
 
         Not finite where that is not positive definite in its dtype.
@@ -49,22 +51,22 @@ class Decoder:
         diagonal = jnp.diagonal(R)
         return cls(order, jnp.tril(R / diagonal[:, None], -1), jnp.square(diagonal), ridge)
 
-    def in_order(self, W: jax.Array) -> jax.Array:
+    def in_order(self, W: Float[Array, "N C"]) -> Float[Array, "N C"]:
         """W + feedback W for the rows W (N, C), put into the order: what is rounded if nothing was rounded before."""
         W = W[self.order]
         return W + lower_matmul(self.feedback, W)
 
-    def back(self, q: jax.Array) -> jax.Array:
+    def back(self, q: Float[Array, "N C"]) -> Float[Array, "N C"]:
         """Rows in the decoder's order, put into that of the coordinates."""
         return jnp.zeros_like(q).at[self.order].set(q)
 
 
-def descending(diagonal: jax.Array) -> jax.Array:
+def descending(diagonal: Float[Array, " N"]) -> Int[Array, " N"]:
     """(N,) coordinates in descending order of diag(H), GPTQ's act_order."""
     return jnp.argsort(-diagonal, stable=True)
 
 
-def ridge_of(H: jax.Array, damping: jax.Array | float) -> jax.Array:
+def ridge_of(H: Float[Array, "N N"], damping: Float[Array, ""] | float) -> Float[Array, ""]:
     """`damping` times the mean of diag(H), or itself where H is zero."""
     mean = jnp.diagonal(H).mean()
     return damping * jnp.where(mean > 0, mean, 1)
@@ -73,13 +75,13 @@ def ridge_of(H: jax.Array, damping: jax.Array | float) -> jax.Array:
 def decode(
     decoder: Decoder,
     levels: Levels,
-    W: jax.Array,
-    s: jax.Array,
-    z: jax.Array | None = None,
+    W: Float[Array, "N C"],
+    s: Float[Array, " C"],
+    z: Float[Array, " C"] | None = None,
     *,
     block_size: int,
     block: str = "xla",
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Float[Array, "N C"], Float[Array, " C"]]:
     """Rounds the columns of W (N, C) to levels q, Ŵ = s q + z.
 
     Args:

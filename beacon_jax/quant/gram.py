@@ -14,16 +14,20 @@ to all of them under jax.vmap.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Int, Shaped
 
+from beacon_jax.quant.array_types import AnyArray
 from beacon_jax.quant.moments import Moments, outer
 from beacon_jax.quant.products import matmul
 from beacon_jax.quant.residual import ResidualChange
-from beacon_jax.quant.triangular import add_gram, mirrored
+from beacon_jax.quant.triangular import add_gram
 
 
 @jax.tree_util.register_dataclass
@@ -46,10 +50,10 @@ class GramStats:
     """
 
     x_tilde: Moments
-    count: jax.Array
-    rows: jax.Array
+    count: Float[AnyArray, "*groups"]
+    rows: Int[AnyArray, "*groups"]
     x: Moments | None = None
-    cross: jax.Array | None = None
+    cross: Float[AnyArray, "*groups N N"] | None = None
     residual: ResidualChange | None = None
 
     @classmethod
@@ -77,25 +81,27 @@ class GramStats:
         return stats if groups is None else jax.tree.map(lambda a: jnp.zeros((groups, *a.shape), a.dtype), stats)
 
     @property
-    def H(self) -> jax.Array:
+    def H(self) -> Float[AnyArray, "*groups N N"]:
         """X̃ᵀX̃, (N, N)."""
         return self._whole(self.x_tilde.products, self.x_tilde, self.x_tilde)
 
     @property
-    def G(self) -> jax.Array:
+    def G(self) -> Float[AnyArray, "*groups N N"]:
         """X̃ᵀX, (N, N)."""
-        return self.H if self.one_stream else self._whole(self.cross, self.x_tilde, self.x)
+        return self.H if self.x is None else self._whole(self.cross, self.x_tilde, self.x)
 
     @property
-    def F(self) -> jax.Array:
+    def F(self) -> Float[AnyArray, "*groups N N"]:
         """XᵀX, (N, N)."""
-        return self.H if self.one_stream else self._whole(self.x.products, self.x, self.x)
+        return self.H if self.x is None else self._whole(self.x.products, self.x, self.x)
 
     @property
-    def centred(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def centred(
+        self,
+    ) -> tuple[Float[AnyArray, "*groups N N"], Float[AnyArray, "*groups N N"], Float[AnyArray, "*groups N N"]]:
         """H, G, F of the inputs minus their means, H − m μ̃μ̃ᵀ, G − m μ̃μᵀ, F − m μμᵀ. With one stream all the same."""
         S = self._centred(self.x_tilde.products, self.x_tilde, self.x_tilde)
-        if self.one_stream:
+        if self.x is None:
             return S, S, S
         return S, self._centred(self.cross, self.x_tilde, self.x), self._centred(self.x.products, self.x, self.x)
 
@@ -107,18 +113,19 @@ class GramStats:
         return self._centred(products, a, b) + self.count[..., None, None] * means
 
     @property
-    def sum_x(self) -> jax.Array:
+    def sum_x(self) -> Float[AnyArray, "*groups N"]:
         """Xᵀ1, (N,)."""
         return self.means()[0] * self.count[..., None]
 
     @property
-    def sum_xt(self) -> jax.Array:
+    def sum_xt(self) -> Float[AnyArray, "*groups N"]:
         """X̃ᵀ1, (N,)."""
         return self.means()[1] * self.count[..., None]
 
-    def residual_cross(self, *, centred: bool) -> jax.Array:
+    def residual_cross(self, *, centred: bool) -> Float[AnyArray, "*groups N C"]:
         """(N, C) X̃ᵀ(R − R̃); with `centred`, of X̃ and R − R̃ minus their means."""
         own = self.residual
+        assert own is not None, "these statistics have no room for the change of a residual stream"
         if centred:
             return own.products - outer(self.x_tilde.correction(self.count), own.total)
         return own.shifted(self.x_tilde.shift).products
@@ -144,25 +151,25 @@ class GramStats:
         return self.x_tilde.shift.dtype
 
     @property
-    def squares(self) -> jax.Array:
+    def squares(self) -> Float[AnyArray, "*groups N"]:
         """(N,) diagonal of X̃ᵀX̃."""
         own = self.x_tilde
         return own.variance_sums(self.count) + self.count[..., None] * jnp.square(own.mean(self.count))
 
     @property
-    def dead(self) -> jax.Array:
+    def dead(self) -> Bool[AnyArray, "*groups N"]:
         """(N,) bool: inputs that are zero in every row of X̃, whose codes change nothing in the output."""
         own = self.x_tilde
-        return (own.shift == 0) & (jnp.diagonal(own.products, axis1=-2, axis2=-1) == 0)
+        return (own.shift == 0) & (own.diagonal == 0)
 
-    def means(self) -> tuple[jax.Array, jax.Array]:
+    def means(self) -> tuple[Float[AnyArray, "*groups N"], Float[AnyArray, "*groups N"]]:
         """Column means of X and of X̃, each (N,); 0 for no rows."""
-        return (self.x_tilde if self.one_stream else self.x).mean(self.count), self.x_tilde.mean(self.count)
+        return (self.x_tilde if self.x is None else self.x).mean(self.count), self.x_tilde.mean(self.count)
 
     @property
-    def mean_change(self) -> jax.Array:
+    def mean_change(self) -> Float[AnyArray, "*groups N"]:
         """(N,) mean of X minus mean of X̃, with the digits that their difference has and they themselves have not."""
-        if self.one_stream:
+        if self.x is None:
             return jnp.zeros_like(self.x_tilde.shift)
         a, b = self.x, self.x_tilde
         return (a.shift - b.shift) + (a.correction(self.count) - b.correction(self.count))
@@ -173,10 +180,10 @@ class GramStats:
 
     def update(
         self,
-        x: jax.Array,
-        x_tilde: jax.Array | None = None,
-        weights: jax.Array | None = None,
-        residual: jax.Array | None = None,
+        x: Shaped[AnyArray, "*rows N"],
+        x_tilde: Shaped[AnyArray, "*rows_tilde N_tilde"] | None = None,
+        weights: ArrayLike | Sequence | None = None,
+        residual: Shaped[AnyArray, "*rows_residual C"] | None = None,
         *,
         finish: bool = True,
     ) -> "GramStats":
@@ -207,7 +214,7 @@ class GramStats:
             x_tilde = x_tilde.reshape(-1, self.width)
             if x_tilde.shape[0] != math.prod(x.shape[:-1]):
                 raise ValueError(f"x and x_tilde must have the same rows, got {x.shape} and {x_tilde.shape}")
-        if residual is not None:
+        if residual is not None and self.residual is not None:
             shape = math.prod(x.shape[:-1]), self.residual.total.shape[-1]
             if (math.prod(residual.shape[:-1]), residual.shape[-1]) != shape:
                 raise ValueError(f"the residual stream's rows must be of shape {shape}, got {residual.shape}")
@@ -230,7 +237,7 @@ class GramStats:
             a, b = a._with_cross(), b._with_cross()
         some = (a.count > 0)[..., None]  # else a's shift is that of no rows
         shift = jnp.where(some, a.x_tilde.shift, b.x_tilde.shift)
-        float_shift = None if a.one_stream else jnp.where(some, a.x.shift, b.x.shift)
+        float_shift = None if a.x is None or b.x is None else jnp.where(some, a.x.shift, b.x.shift)
         a, b = a._shifted(shift, float_shift), b._shifted(shift, float_shift)
         return GramStats(
             a.x_tilde.plus(b.x_tilde),
@@ -241,7 +248,7 @@ class GramStats:
             None if a.residual is None else a.residual.plus(b.residual),
         )
 
-    def divided(self, inputs: jax.Array, outputs: jax.Array) -> "GramStats":
+    def divided(self, inputs: Float[AnyArray, "*groups"], outputs: Float[AnyArray, "*groups"]) -> "GramStats":
         """Of the same rows over a unit of the inputs, and one of outputs; each a scalar, or one for each group."""
         unit = inputs[..., None, None]
         return dataclasses.replace(
@@ -254,7 +261,7 @@ class GramStats:
 
     def float_part(self) -> "GramStats":
         """Statistics of X alone, as one stream."""
-        return GramStats(self.x_tilde if self.one_stream else self.x, self.count, self.rows)
+        return GramStats(self.x_tilde if self.x is None else self.x, self.count, self.rows)
 
     def with_float(self, stats: "GramStats") -> "GramStats":
         """These statistics of two streams, with what depends on X alone taken from `stats`, of the same rows."""
@@ -264,7 +271,7 @@ class GramStats:
         """The same sums about these shifts of X̃ and of X."""
         x_tilde = self.x_tilde.shifted(shift, self.count)
         residual = None if self.residual is None else self.residual.shifted(self.x_tilde.shift - shift)
-        if self.one_stream:
+        if self.x is None or self.cross is None:
             return dataclasses.replace(self, x_tilde=x_tilde, residual=residual)
         # One shift after the other.
         cross = self.cross + outer(self.x_tilde.shift - shift, self.x.total)
@@ -275,18 +282,24 @@ class GramStats:
     def _with_cross(self):
         if not self.one_stream:
             return self
-        return dataclasses.replace(self, x=self.x_tilde, cross=mirrored(self.x_tilde.products))
+        return dataclasses.replace(self, x=self.x_tilde, cross=self.x_tilde.mirrored().products)
 
 
 @jax.jit
 def _finished(stats: GramStats) -> GramStats:
     return dataclasses.replace(
-        stats, x_tilde=stats.x_tilde.mirrored(), x=None if stats.one_stream else stats.x.mirrored()
+        stats, x_tilde=stats.x_tilde.mirrored(), x=None if stats.x is None else stats.x.mirrored()
     )
 
 
 @jax.jit
-def _add_rows(stats: GramStats, x, x_tilde, weights, residual) -> GramStats:
+def _add_rows(
+    stats: GramStats,
+    x: Shaped[Array, "m N"],
+    x_tilde: Shaped[Array, "m N"] | None,
+    weights: Shaped[Array, " m"] | None,
+    residual: Shaped[Array, "m C"] | None,
+) -> GramStats:
     """The statistics with the rows of x (m, N); x_tilde the same, weights (m,) and residual (m, C), or None."""
     dtype = stats.dtype
     if weights is None:
@@ -314,18 +327,18 @@ def _add_rows(stats: GramStats, x, x_tilde, weights, residual) -> GramStats:
 
     new, rows_tilde = add(stats.x_tilde, x if x_tilde is None else x_tilde)
     change = stats.residual
-    if residual is not None:
+    if residual is not None and change is not None:
         own = residual.astype(dtype) if counted is None else jnp.where(counted, residual.astype(dtype), 0)
         own = weighted(own)
         change = change.plus(ResidualChange(matmul(rows_tilde.T, own), weighted(own).sum(0)))
-    if stats.one_stream:
+    if stats.x is None or stats.cross is None:
         return GramStats(new, stats.count + count, stats.rows + rows, residual=change)
     new_float, rows_x = add(stats.x, x)
     cross = stats.cross + matmul(rows_tilde.T, rows_x)
     return GramStats(new, stats.count + count, stats.rows + rows, new_float, cross, change)
 
 
-def _row_weights(weights, shape: tuple[int, ...]) -> jax.Array:
+def _row_weights(weights, shape: tuple[int, ...]) -> Shaped[Array, " m"]:
     """(m,) weights of the rows of an array (*shape, N)."""
     weights, m = jnp.asarray(weights), math.prod(shape)
     if weights.shape != (m,):

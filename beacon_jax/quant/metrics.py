@@ -8,7 +8,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
 
+from beacon_jax.quant.array_types import AnyArray
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.precision import in_dtype, mean_over_spread, working_dtype
 from beacon_jax.quant.products import matmul
@@ -17,7 +20,9 @@ from beacon_jax.quant.triangular import quadratic_form
 from beacon_jax.quant.units import in_units
 
 
-def relative_output_error(kernel: jax.Array, quantized: QuantizedMatrix, stats: GramStats) -> jax.Array:
+def relative_output_error(
+    kernel: Float[AnyArray, "*groups N C"], quantized: QuantizedMatrix, stats: GramStats
+) -> Float[Array, ""]:
     """‖XW − X̃Ŵ − 1bᵀ‖² / ‖XW‖² over all channels (and groups), a scalar; 0 where XW = 0 = X̃Ŵ. b: `bias_change`, or 0.
 
     kernel (N, C), or (E, N, C) with statistics of E groups. The dtype is that of the statistics.
@@ -25,7 +30,9 @@ def relative_output_error(kernel: jax.Array, quantized: QuantizedMatrix, stats: 
     return _measure(_relative_error, kernel, quantized, stats)
 
 
-def cosines(kernel: jax.Array, quantized: QuantizedMatrix, stats: GramStats) -> jax.Array:
+def cosines(
+    kernel: Float[AnyArray, "*groups N C"], quantized: QuantizedMatrix, stats: GramStats
+) -> Float[Array, "*groups C"]:
     """cos∠(Xw, X̃ŵ + b 1) per channel, offset included; 0 where either output is zero. b: `bias_change`, or 0.
 
     (C,) for a kernel (N, C), (E, C) for one of E groups (E, N, C). The dtype is that of the statistics.
@@ -34,8 +41,8 @@ def cosines(kernel: jax.Array, quantized: QuantizedMatrix, stats: GramStats) -> 
 
 
 def output_error_and_cosines(
-    kernel: jax.Array, quantized: QuantizedMatrix, stats: GramStats
-) -> tuple[jax.Array, jax.Array]:
+    kernel: Float[AnyArray, "*groups N C"], quantized: QuantizedMatrix, stats: GramStats
+) -> tuple[Float[Array, ""], Float[Array, "*groups C"]]:
     """`relative_output_error` and `cosines`, from one compiled program that shares their products."""
     return _measure(_error_and_cosines, kernel, quantized, stats)
 

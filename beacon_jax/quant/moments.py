@@ -4,7 +4,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
+from beacon_jax.quant.array_types import AnyArray
 from beacon_jax.quant.triangular import mirrored
 
 
@@ -16,23 +18,23 @@ class Moments:
     (N,), (N,) and (N, N), the last symmetric positive semidefinite, or None while it is not added up.
     """
 
-    shift: jax.Array
-    total: jax.Array
-    products: jax.Array | None
+    shift: Float[AnyArray, "*groups N"]
+    total: Float[AnyArray, "*groups N"]
+    products: Float[AnyArray, "*groups N N"] | None
 
     @classmethod
     def zeros(cls, n: int, dtype, *, products: bool = True) -> "Moments":
         """Of no rows at all. The arrays are separate ones, so that they can be donated."""
         return cls(jnp.zeros(n, dtype), jnp.zeros(n, dtype), jnp.zeros((n, n), dtype) if products else None)
 
-    def shifted(self, shift: jax.Array, count: jax.Array) -> "Moments":
+    def shifted(self, shift: Float[AnyArray, "*groups N"], count: Float[AnyArray, "*groups"]) -> "Moments":
         """The same sums, of `count` rows, about another shift."""
         step, count = self.shift - shift, count[..., None]
         half = outer(self.total + count / 2 * step, step)
         products = None if self.products is None else self.products + (half + half.mT)
         return Moments(shift, self.total + count * step, products)
 
-    def divided(self, unit: jax.Array) -> "Moments":
+    def divided(self, unit: Float[AnyArray, "*groups"]) -> "Moments":
         """Of the same rows over a unit, a scalar or one for each group."""
         unit = unit[..., None]
         products = None if self.products is None else self.products / unit[..., None] / unit[..., None]
@@ -42,17 +44,23 @@ class Moments:
         """The same, of products of which what is below the diagonal and on it is given."""
         return self if self.products is None else Moments(self.shift, self.total, mirrored(self.products))
 
-    def correction(self, count: jax.Array) -> jax.Array:
+    @property
+    def diagonal(self) -> Float[AnyArray, "*groups N"]:
+        """(N,) of the products, which must be there."""
+        assert self.products is not None, "moments without products have no diagonal"
+        return jnp.diagonal(self.products, axis1=-2, axis2=-1)
+
+    def correction(self, count: Float[AnyArray, "*groups"]) -> Float[AnyArray, "*groups N"]:
         """(N,) mean − shift; 0 for no rows."""
         return self.total / jnp.where(count > 0, count, 1)[..., None]
 
-    def mean(self, count: jax.Array) -> jax.Array:
+    def mean(self, count: Float[AnyArray, "*groups"]) -> Float[AnyArray, "*groups N"]:
         """(N,); 0 for no rows."""
         return self.shift + self.correction(count)
 
-    def variance_sums(self, count: jax.Array) -> jax.Array:
+    def variance_sums(self, count: Float[AnyArray, "*groups"]) -> Float[AnyArray, "*groups N"]:
         """(N,) weighted sums of squares about the mean, but for rounding at least 0."""
-        return jnp.diagonal(self.products, axis1=-2, axis2=-1) - self.total * self.correction(count)
+        return self.diagonal - self.total * self.correction(count)
 
     def plus(self, other: "Moments") -> "Moments":
         """The sums of both, which must have one shift."""
@@ -60,6 +68,6 @@ class Moments:
         return Moments(self.shift, self.total + other.total, products)
 
 
-def outer(a: jax.Array, b: jax.Array) -> jax.Array:
-    """(…, N, N) products a_i b_j."""
+def outer(a: Float[AnyArray, "*groups N"], b: Float[AnyArray, "*groups M"]) -> Float[AnyArray, "*groups N M"]:
+    """(…, N, M) products a_i b_j."""
     return a[..., :, None] * b[..., None, :]

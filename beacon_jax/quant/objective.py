@@ -14,7 +14,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 from jax.scipy.linalg import cho_factor, cho_solve
+from jaxtyping import Float
 
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.moments import outer
@@ -22,6 +24,10 @@ from beacon_jax.quant.products import matmul
 from beacon_jax.quant.triangular import quadratic_form
 
 LITTLE = 1e-3  # of the mean of diag(P): ridge of the weights that a decoder aims at
+
+Grams = tuple[
+    Float[Array, "N N"], Float[Array, "N N"] | None, Float[Array, "N N"] | None
+]  # H, G, F; H alone for one stream
 
 
 @jax.tree_util.register_dataclass
@@ -42,25 +48,26 @@ class Objective:
     P, h, G and F are divided by `unit`, a power of two near the mean of diag(P), so that products of several fit.
     """
 
-    P: jax.Array
-    h: jax.Array
-    target: jax.Array
-    rest: jax.Array | None
-    G: jax.Array | None
-    F: jax.Array | None
-    free: tuple[jax.Array, jax.Array, jax.Array] | None
-    unit: jax.Array
+    P: Float[Array, "N N"]
+    h: Float[Array, "N C"]
+    target: Float[Array, "N C"]
+    rest: Float[Array, "N C"] | None
+    G: Float[Array, "N N"] | None
+    F: Float[Array, "N N"] | None
+    # All channels' even in an objective of some of them, which has no use for it.
+    free: tuple[Float[Array, " N"], Float[Array, " all"], Float[Array, ""]] | None
+    unit: Float[Array, ""]
 
     @classmethod
     def of(
         cls,
-        W: jax.Array,
+        W: Float[Array, "N C"],
         stats: GramStats,
-        ridge: jax.Array,
+        ridge: Float[Array, ""],
         *,
         bias: bool,
         offset: bool,
-        residual: jax.Array | None = None,
+        residual: Float[Array, ""] | None = None,
     ) -> "Objective":
         """The objective of a kernel W (N, C).
 
@@ -72,13 +79,13 @@ class Objective:
           offset: whether an offset is.
           residual: λ, a scalar ≥ 0, for statistics with the change of a residual stream; None to take no notice of it.
         """
-        S, C, F = stats.centred if bias else (stats.H, stats.G, stats.F)
+        S, C, own_x = map(jnp.asarray, stats.centred if bias else (stats.H, stats.G, stats.F))
         diagonal = jnp.diagonal(S)
         _, exponent = jnp.frexp(diagonal.mean())
         unit = jnp.ldexp(jnp.ones((), S.dtype), exponent)
         own = jnp.diag(ridge * diagonal / unit)
         P = S / unit + own
-        G, F = (None, None) if stats.one_stream else (C / unit + own, F / unit + own)
+        G, F = (None, None) if stats.one_stream else (C / unit + own, own_x / unit + own)
         more = None if residual is None else residual / unit * stats.residual_cross(centred=bias)
         free = None
         if offset:
@@ -100,11 +107,11 @@ class Objective:
         return cls(P, h, target, rest, G, F, free, unit)
 
     @property
-    def grams(self) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+    def grams(self) -> Grams:
         """P, G and F, as Beacon takes its H, G and F."""
         return self.P, self.G, self.F
 
-    def loss(self, q: jax.Array) -> jax.Array:
+    def loss(self, q: Float[Array, "N C"]) -> Float[Array, " C"]:
         """(C,) the objective over `unit`, at the best scale, for codes q (N, C), but for a constant of the channel.
 
         Computed from target − c q, not as a difference of large terms.
@@ -113,12 +120,12 @@ class Objective:
         error = self.target - c[None, :] * q
         return quadratic_form(self.P, error) + 2 * self._rest_times(error)
 
-    def scale(self, q: jax.Array) -> jax.Array:
+    def scale(self, q: Float[Array, "N C"]) -> Float[Array, " C"]:
         """(C,) the best scale of codes q (N, C), 0 where no scale matters."""
         norm = quadratic_form(self.P, q)
         return jnp.where(norm > 0, (self.h * q).sum(0) / jnp.where(norm > 0, norm, 1), 0)
 
-    def loss_from(self, q: jax.Array, s: jax.Array, error: jax.Array) -> jax.Array:
+    def loss_from(self, q: Float[Array, "N C"], s: Float[Array, " C"], error: Float[Array, " C"]) -> Float[Array, " C"]:
         """`loss`, from ‖target − s q‖²_P (C,) that is known at a scale s (C,): without a product."""
         at_s = error + 2 * self._rest_times(self.target - s[None, :] * q)
         constant = 2 * (self.h * self.target).sum(0) - self.norm
@@ -128,12 +135,12 @@ class Objective:
         return at_s - jnp.where(norm > 0, jnp.square(slope) / jnp.where(norm > 0, norm, 1), 0)
 
     @property
-    def norm(self) -> jax.Array:
+    def norm(self) -> Float[Array, " C"]:
         """(C,) targetᵀ P target."""
         moved = self.h if self.rest is None else self.h - self.rest
         return (self.target * moved).sum(0)
 
-    def offset(self, q: jax.Array, c: jax.Array) -> jax.Array | None:
+    def offset(self, q: Float[Array, "N C"], c: Float[Array, " C"]) -> Float[Array, " C"] | None:
         """(C,) the best offset for codes q and scales c."""
         if self.free is None:
             return None
@@ -158,11 +165,14 @@ def _without_offset(P, G, F, W, more):
     return P - outer(u, u) / safe, G, F, more, (u, total, norm)
 
 
-def bias_change(stats: GramStats, W: jax.Array, W_hat: jax.Array, residual: jax.Array | None = None) -> jax.Array:
+def bias_change(
+    stats: GramStats, W: Float[Array, "N C"], W_hat: Float[Array, "N C"], residual: Float[Array, ""] | None = None
+) -> Float[Array, " C"]:
     """(C,) b with which the mean output is that aimed at again: μᵀw − μ̃ᵀŵ, and λ times the mean of r − r̃."""
     change = matmul(stats.means()[1][None, :], W - W_hat)[0]
     if not stats.one_stream:
         change = change + matmul(stats.mean_change[None, :], W)[0]
     if residual is None:
         return change
+    assert stats.residual is not None, "these statistics know of no residual stream"
     return change + residual * stats.residual.total / jnp.where(stats.count > 0, stats.count, 1)

@@ -5,8 +5,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jaxtyping import Float
 
 from beacon_jax.quant.alphabets import MAX_LEVELS
+from beacon_jax.quant.array_types import AnyArray
 from beacon_jax.quant.packing import check_packed, pack_codes, unpack_codes
 from beacon_jax.quant.quantized import QuantizedMatrix
 
@@ -21,9 +24,9 @@ class PackedKernel:
     (E, N, C).
     """
 
-    words: jax.Array
-    scale: jax.Array
-    offset: jax.Array | None
+    words: AnyArray
+    scale: AnyArray
+    offset: AnyArray | None
     levels: tuple[float, ...] = dataclasses.field(metadata=dict(static=True))
     shape: tuple[int, ...] = dataclasses.field(metadata=dict(static=True))
 
@@ -42,7 +45,7 @@ class PackedKernel:
         scale, offset = jnp.asarray(self.scale), None if self.offset is None else jnp.asarray(self.offset)
         return QuantizedMatrix(jnp.asarray(codes), alphabet, scale, offset)
 
-    def dequantize(self) -> jax.Array:
+    def dequantize(self) -> Float[Array, "*groups N C"]:
         """The float kernel, of this shape, to the last bit that of the matrix packed; under jit too."""
         return self.unpack().dequantize()
 

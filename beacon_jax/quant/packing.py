@@ -9,10 +9,14 @@ bits that are left, the lowest of all n first, packed into bytes, low bits first
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Integer, UInt8
+
+from beacon_jax.quant.array_types import AnyArray
 
 DENSE_ENOUGH = 1.02  # of log₂ K bits
 LIMB = 16  # bits; a remainder below 256 and a limb fit into uint32, the widest integer under jit without 64 bits
@@ -35,7 +39,7 @@ def packed_bytes(levels: int, count: int) -> int:
     return n * (b // 8) + -(-n * (b % 8) // 8)
 
 
-def pack_codes(codes: np.ndarray, levels: int) -> np.ndarray:
+def pack_codes(codes: Integer[np.ndarray, "*shape"], levels: int) -> UInt8[np.ndarray, " bytes"]:
     """Packs uint8 codes of any shape, row-major, into (packed_bytes,) uint8. ValueError on a code ≥ levels."""
     codes = np.asarray(codes)
     if codes.size and codes.max() >= levels:
@@ -52,7 +56,7 @@ def pack_codes(codes: np.ndarray, levels: int) -> np.ndarray:
     return np.concatenate([*planes, np.packbits(bits, bitorder="little")])
 
 
-def unpack_codes(packed: np.ndarray | jax.Array, levels: int, shape: tuple[int, ...]) -> np.ndarray | jax.Array:
+def unpack_codes(packed: UInt8[AnyArray, "*bytes"], levels: int, shape: tuple[int, ...]) -> UInt8[AnyArray, "*shape"]:
     """The uint8 codes of this shape that `pack_codes` packed; of a JAX array as one, under jit too.
 
     Raises:
@@ -72,9 +76,11 @@ def unpack_codes(packed: np.ndarray | jax.Array, levels: int, shape: tuple[int, 
     return xp.concatenate(digits)[:count].reshape(shape)
 
 
-def check_packed(packed: np.ndarray, levels: int, shape: tuple[int, ...]) -> np.ndarray:
+def check_packed(
+    packed: UInt8[np.ndarray, "*bytes"], levels: int, shape: tuple[int, ...]
+) -> UInt8[np.ndarray, "*shape"]:
     """The codes, as `unpack_codes`. ValueError also where the bytes are not what packing these codes would give."""
-    codes = unpack_codes(packed, levels, shape)
+    codes = np.asarray(unpack_codes(packed, levels, shape))
     if (codes >= levels).any() or not np.array_equal(pack_codes(codes, levels), packed):
         raise ValueError(f"packed codes are outside their alphabet of {levels} levels")
     return codes
@@ -90,9 +96,10 @@ def _limbs(packed, n: int, b: int, xp) -> list:
     return [low | (high << 8) for low, high in zip(parts[::2], [*parts[1::2], 0], strict=False)]
 
 
-def _divide(limbs: list, divisor: int) -> tuple[list, np.ndarray | jax.Array]:
+def _divide(limbs: list, divisor: int) -> tuple[list, Any]:
     """Quotient and remainder of the numbers, by long division."""
-    quotient, remainder = [], 0
+    quotient: list[Any] = []
+    remainder: Any = 0
     for limb in reversed(limbs):
         value = (remainder << LIMB) | limb
         quotient.append(value // divisor)

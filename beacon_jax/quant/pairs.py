@@ -5,9 +5,9 @@ plus 2c²δη P_tj. All partners j of every t are looked at, each by one level u
 four directions: elementwise work over (coordinates at hand, channels), a few partners at a time.
 """
 
-import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
+from jaxtyping import Float
 
 from beacon_jax.quant.alphabets import Levels
 from beacon_jax.quant.objective import Objective
@@ -20,7 +20,7 @@ AT_A_TIME = 32  # coordinates, of which each channel makes the best move before 
 PARTNERS = 8  # rows in one elementwise loop
 
 
-def pair_moves(objective: Objective, levels: Levels, q: jax.Array) -> jax.Array:
+def pair_moves(objective: Objective, levels: Levels, q: Float[Array, "N C"]) -> Float[Array, "N C"]:
     """One round of pair moves from codes q (N, C): for every few coordinates the best move of one of them with its
     best partner, if it lowers the objective at the scale of q; so the objective never rises.
     """

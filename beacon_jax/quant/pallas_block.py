@@ -17,8 +17,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 from jax.experimental import pallas as pl
+from jaxtyping import Float
 
 from beacon_jax.quant.products import matmul
 
@@ -39,17 +40,17 @@ def power_of_two_block(n: int, most: int) -> int:
 
 def pallas_pass(
     rule: Any,
-    matrices: Sequence[jax.Array],
+    matrices: Sequence[Float[Array, "N N"]],
     constants: Any,
     shared: Any,
     rows: Any,
-    Q: jax.Array,
+    Q: Float[Array, "N C"],
     state: Any,
     *,
     block_size: int,
     outside: Callable[[jax.Array, jax.Array], Sequence[jax.Array]],
     kernel: str | None = None,
-) -> tuple[jax.Array, Any]:
+) -> tuple[Float[Array, "N C"], Any]:
     """`sweep.blocked_pass`, with its arguments, by kernels.
 
     Args:
@@ -67,8 +68,9 @@ def pallas_pass(
     channels = Q.shape[1]
     rows, Q, state = jax.tree.map(_pad_channels, (rows, Q, jax.tree.map(lambda a: a[None], state)))
     shared = jax.tree.map(lambda a: a[:, None], shared)
-    trees = [jax.tree.structure(a) for a in (constants, shared, rows, state)]
-    body = _Body(rule, *trees, tuple(a.size if a.ndim else None for a in jax.tree.leaves(constants)))
+    lengths = tuple(a.size if a.ndim else None for a in jax.tree.leaves(constants))
+    outer, structure = jax.tree.structure(state), jax.tree.structure
+    body = _Body(rule, structure(constants), structure(shared), structure(rows), outer, lengths)
     fixed = (_packed(constants, Q.dtype), jax.tree.leaves(shared), list(matrices), jax.tree.leaves(rows))
     visit = functools.partial(_visit, body, block_size, kernel)
 
@@ -78,7 +80,7 @@ def pallas_pass(
 
     start = Q, jax.tree.leaves(state)
     Q, state = lax.fori_loop(0, Q.shape[0] // block_size, enter_block, start)
-    return Q[:, :channels], jax.tree.unflatten(trees[-1], [a[0, :channels] for a in state])
+    return Q[:, :channels], jax.tree.unflatten(outer, [a[0, :channels] for a in state])
 
 
 def _pad_channels(a):
@@ -187,9 +189,9 @@ def _tpu_kernel(body, _block, constants, shared, corners, rows, outside, Q, stat
             products = [p + column * (new - old) for p, column in zip(products, columns, strict=True)]
             state = body.update(constants, *here, [p[t : t + 1] for p in products], old, new, state)
             after.append(new)
-        after = jnp.concatenate(after, axis=0)
-        Q_out[at, :] = after
-        change[at, :] = after - before
+        now = jnp.concatenate(after, axis=0)
+        Q_out[at, :] = now
+        change[at, :] = now - before
         return state
 
     state = lax.fori_loop(0, size // ROWS, visit_rows, [a[...] for a in state])

@@ -16,6 +16,8 @@ import contextlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jaxtyping import Float
 
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.products import matmul
@@ -33,14 +35,14 @@ def largest_mean_over_spread(dtype) -> float:
     return (LARGEST_SHARE / tie_tolerance(dtype)) ** 0.5
 
 
-def mean_over_spread(stats: GramStats, kernel: jax.Array | None = None) -> jax.Array:
+def mean_over_spread(stats: GramStats, kernel: Float[Array, "*groups N C"] | None = None) -> Float[Array, ""]:
     """ρ, a scalar: of the inputs and, with a kernel (N, C), of the channels' outputs the largest; of groups likewise.
 
     Of the inputs: root mean square of the means over that of the standard deviations. Of an output: |μᵀw| over
     √Σ(w_t σ_t)², the spread that it has with uncorrelated inputs. Both for X and for X̃. Infinite for what never
     changes and is not zero, 0 for what is zero.
     """
-    streams = (stats.x_tilde,) if stats.one_stream else (stats.x_tilde, stats.x)
+    streams = [stats.x_tilde] if stats.x is None else [stats.x_tilde, stats.x]
     ratios = []
     for stream in streams:
         mean = stream.mean(stats.count)
@@ -59,9 +61,9 @@ def working_dtype(dtype, ratio: jax.Array | float | None) -> np.dtype:
 
     The dtype itself where ρ is None or has no value yet because the caller is being traced (jit, vmap).
     """
-    unknown = ratio is None or isinstance(ratio, jax.core.Tracer)
-    enough = unknown or float(ratio) <= largest_mean_over_spread(dtype)
-    return np.dtype(dtype if enough else np.float64)
+    if ratio is None or isinstance(ratio, jax.core.Tracer) or float(ratio) <= largest_mean_over_spread(dtype):
+        return np.dtype(dtype)
+    return np.dtype(np.float64)
 
 
 def in_dtype(dtype) -> contextlib.AbstractContextManager:

@@ -7,8 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float, Float64, UInt8
 
 from beacon_jax.quant.alphabets import Levels, make_alphabet
+from beacon_jax.quant.array_types import AnyArray
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.moments import outer
 from beacon_jax.quant.precision import in_dtype, mean_over_spread, working_dtype
@@ -37,19 +40,19 @@ class Problem:
     Invariant: W and stats share one dtype, that in which the problem is to be solved (see precision.py).
     """
 
-    W: jax.Array
+    W: Float[Array, "*groups N C"]
     stats: GramStats
-    live: jax.Array
-    alphabet: np.ndarray
-    kernel_unit: jax.Array
-    input_unit: jax.Array
-    informed: np.ndarray | None = None
+    live: Bool[Array, "*groups N"]
+    alphabet: Float64[np.ndarray, " K"]
+    kernel_unit: Float[Array, "*groups"]
+    input_unit: Float[Array, "*groups"]
+    informed: Bool[np.ndarray, "*all_groups"] | None = None
     mean_over_spread: float | None = None
     has_bias: bool = False
 
     @classmethod
     def of(
-        cls, kernel: jax.Array, stats: GramStats, alphabet: Any, *, has_bias: bool = False, reads_means: bool = True
+        cls, kernel: AnyArray, stats: GramStats, alphabet: Any, *, has_bias: bool = False, reads_means: bool = True
     ) -> "Problem":
         """Checks the parts (the values of traced arrays are taken on trust) and puts them into the dtype to solve in.
 
@@ -67,7 +70,7 @@ class Problem:
         _check_shapes(kernel.shape, stats)
         if jnp.issubdtype(jnp.result_type(kernel), jnp.complexfloating):
             raise ValueError(f"expected a kernel of real numbers, got {jnp.result_type(kernel)}")
-        W, own, live, some_input, *units, facts = _prepared(stats, kernel)
+        W, own, live, some_input, kernel_unit, input_unit, facts = _prepared(stats, kernel)
         ratio = informed = None
         if not isinstance(facts, jax.core.Tracer):
             some_rows, finite_stats, finite_kernel, gram, ratio = np.asarray(facts).tolist()
@@ -83,8 +86,9 @@ class Problem:
         alphabet, ratio = make_alphabet(alphabet), ratio if reads_means else None
         dtype = working_dtype(stats.dtype, ratio)
         with in_dtype(dtype):
-            units = [jnp.asarray(unit, dtype) for unit in units]
-            return cls(jnp.asarray(W, dtype), own.astype(dtype), live, alphabet, *units, informed, ratio, has_bias)
+            W, kernel_unit, input_unit = (jnp.asarray(a, dtype) for a in (W, kernel_unit, input_unit))
+            own = own.astype(dtype)
+            return cls(W, own, live, alphabet, kernel_unit, input_unit, informed, ratio, has_bias)
 
     @property
     def dtype(self) -> np.dtype:
@@ -117,33 +121,35 @@ class Found:
     arrays to report; sound, a bool scalar, False where the numbers are worthless, or None where that cannot be.
     """
 
-    codes: jax.Array
-    scale: jax.Array
-    offset: jax.Array | None = None
-    bias_change: jax.Array | None = None
-    info: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
-    sound: jax.Array | None = None
+    codes: UInt8[Array, "*groups N C"]
+    scale: Float[Array, "*groups C"]
+    offset: Float[Array, "*groups C"] | None = None
+    bias_change: Float[Array, "*groups C"] | None = None
+    info: dict[str, Array] = dataclasses.field(default_factory=dict)
+    sound: Bool[Array, "*groups"] | None = None
 
-    def without(self, channels: jax.Array) -> "Found":
+    def without(self, channels: Bool[Array, " C"]) -> "Found":
         """The same with nothing at all in these channels, (C,) bool, whatever their codes: kernels of zeros."""
         offset = None if self.offset is None else jnp.where(channels, 0, self.offset)
         return dataclasses.replace(self, scale=jnp.where(channels, 0, self.scale), offset=offset)
 
-    def where(self, groups: np.ndarray, other: "Found") -> "Found":
+    def where(self, groups: Bool[np.ndarray, " E"], other: "Found") -> "Found":
         """Of some groups, (E,) bool, what another solver found, their bias as it is; the report's arrays stay."""
 
         def chosen(own, others):
             some = jnp.asarray(groups).reshape((-1,) + (1,) * (own.ndim - 1))
             return jnp.where(some, jnp.zeros_like(own) if others is None else others.astype(own.dtype), own)
 
-        names = ("codes", "scale", "offset", "bias_change")
-        fields = {
-            name: None if (own := getattr(self, name)) is None else chosen(own, getattr(other, name)) for name in names
-        }
-        sound = None if self.sound is None else self.sound | jnp.asarray(groups)
-        return dataclasses.replace(self, **fields, sound=sound)
+        return Found(
+            chosen(self.codes, other.codes),
+            chosen(self.scale, other.scale),
+            None if self.offset is None else chosen(self.offset, other.offset),
+            None if self.bias_change is None else chosen(self.bias_change, other.bias_change),
+            self.info,
+            None if self.sound is None else self.sound | jnp.asarray(groups),
+        )
 
-    def times(self, kernel_unit: jax.Array, input_unit: jax.Array) -> "Found":
+    def times(self, kernel_unit: Float[Array, ""], input_unit: Float[Array, ""]) -> "Found":
         """The same for a kernel and inputs that are so many times as large."""
         offset = None if self.offset is None else self.offset * kernel_unit
         change = None if self.bias_change is None else self.bias_change * kernel_unit * input_unit
@@ -176,7 +182,7 @@ class Solution:
             notes.append(f"{self.rounded} of {groups} groups rounded to nearest because their inputs are always zero")
         if self.solved_in != self.matrix.scale.dtype.name:
             reason = "inputs or an output never change"
-            if np.isfinite(self.mean_over_spread):
+            if self.mean_over_spread is not None and np.isfinite(self.mean_over_spread):
                 times = f"{self.mean_over_spread:,.0f}"
                 reason = f"the mean of the inputs, or of an output, is {times} times its spread"
             notes.append(f"solved in {self.solved_in} because {reason}")

@@ -2,15 +2,17 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
+from jaxtyping import Float
+
+from beacon_jax.quant.array_types import AnyArray
 
 TPU_ROWS, LANES = 128, 128  # of a TPU's product, a tile's rows and what its other axes are multiples of
 TPU_TILE, TPU_CODE_TILE = 512, 768  # and these at most, of float32 and with codes
 
 
-def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+def matmul(a: Float[AnyArray, "..."], b: Float[AnyArray, "..."]) -> Float[Array, "..."]:
     """a @ b in true float32 (float64) on every backend.
 
     TF32 and bfloat16 products, the default on GPU and TPU, lose the small eigenvalues that the solvers live on.
@@ -18,7 +20,7 @@ def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
-def code_matmul(a: jax.Array, q: jax.Array) -> jax.Array:
+def code_matmul(a: Float[Array, "M N"], q: Float[Array, "N C"]) -> Float[Array, "M C"]:
     """a @ q in true float32 (float64), for q whose entries bfloat16 holds exactly, as `Levels.exact` says of codes.
 
     On GPU and TPU float32 products of this kind are three of bfloat16, which matrix units are made for, in place of the
@@ -31,14 +33,14 @@ def code_matmul(a: jax.Array, q: jax.Array) -> jax.Array:
     return lax.platform_dependent(a, q, cpu=matmul, tpu=tiles, default=parts_together)
 
 
-def parts_together(a: jax.Array, q: jax.Array) -> jax.Array:
+def parts_together(a: Float[Array, "M N"], q: Float[Array, "N C"]) -> Float[Array, "M C"]:
     """`code_matmul` of float32 by one product, (3 M, N) and (N, C): one launch on a GPU."""
     parts = jnp.concatenate(_parts(a))
     low, middle, high = _bfloat16_matmul(parts, q).reshape(3, a.shape[0], q.shape[1])
     return low + middle + high
 
 
-def parts_one_by_one(a: jax.Array, q: jax.Array) -> jax.Array:
+def parts_one_by_one(a: Float[Array, "M N"], q: Float[Array, "N C"]) -> Float[Array, "M C"]:
     """`code_matmul` of float32 by three products, into which a TPU's compiler takes the sums."""
     low, middle, high = (_bfloat16_matmul(part, q) for part in _parts(a))
     return low + middle + high
@@ -60,7 +62,7 @@ def _eight_bits(a):
     return lax.reduce_precision(a, exponent_bits=8, mantissa_bits=7)
 
 
-def large_matmul(a: jax.Array, b: jax.Array) -> jax.Array:
+def large_matmul(a: Float[Array, "M N"], b: Float[Array, "N C"]) -> Float[Array, "M C"]:
     """`matmul` for the solvers' loops: on a TPU a tile at a time.
 
     Where all of it fits on chip, a TPU's compiler writes a whole product out, which takes it 10 seconds for 768 × 768

@@ -1,9 +1,14 @@
 """The result of every method: codes, alphabet, scale and offset of one kernel."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, UInt8
+
+from beacon_jax.quant.array_types import AnyArray
 
 
 @jax.tree_util.register_dataclass
@@ -20,27 +25,34 @@ class QuantizedMatrix:
     fixed_point and cosine_history). It is no part of the quantized weights and is not saved.
     """
 
-    codes: jax.Array
-    alphabet: jax.Array
-    scale: jax.Array
-    offset: jax.Array | None = None
-    info: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
-    bias_change: jax.Array | None = None
+    codes: UInt8[AnyArray, "*groups N C"]
+    alphabet: Float[AnyArray, " K"]
+    scale: Float[AnyArray, "*groups C"]
+    offset: Float[AnyArray, "*groups C"] | None = None
+    info: Mapping[str, AnyArray] = dataclasses.field(default_factory=dict)
+    bias_change: Float[AnyArray, "*groups C"] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(N, C) or (E, N, C) of the kernel."""
         return self.codes.shape
 
-    def dequantize(self) -> jax.Array:
+    def dequantize(self) -> Float[Array, "*groups N C"]:
         """The kernel Ŵ, of the shape of the codes; inside another jit the same to the last bit."""
         return _dequantized(self.codes, self.alphabet, self.scale, self.offset)
 
     def astype(self, dtype) -> "QuantizedMatrix":
         """The same with alphabet, scale and offset in this dtype, and so the dequantized kernel."""
-        names = ("alphabet", "scale", "offset", "bias_change")
+
+        def cast(a):
+            return None if a is None else a.astype(dtype)
+
         return dataclasses.replace(
-            self, **{name: None if (a := getattr(self, name)) is None else a.astype(dtype) for name in names}
+            self,
+            alphabet=cast(self.alphabet),
+            scale=cast(self.scale),
+            offset=cast(self.offset),
+            bias_change=cast(self.bias_change),
         )
 
     def first_channels(self, count: int) -> "QuantizedMatrix":

@@ -9,7 +9,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
+from beacon_jax.quant.array_types import AnyArray
 from beacon_jax.quant.moments import outer
 
 
@@ -23,15 +25,15 @@ class ResidualChange:
       total: Σw d, (C,).
     """
 
-    products: jax.Array
-    total: jax.Array
+    products: Float[AnyArray, "*groups N C"]
+    total: Float[AnyArray, "*groups C"]
 
     @classmethod
     def zeros(cls, n: int, outputs: int, dtype) -> "ResidualChange":
         """Of no rows at all."""
         return cls(jnp.zeros((n, outputs), dtype), jnp.zeros(outputs, dtype))
 
-    def shifted(self, step: jax.Array) -> "ResidualChange":
+    def shifted(self, step: Float[AnyArray, "*groups N"]) -> "ResidualChange":
         """The same sums with inputs about a shift that is smaller by `step` (N,)."""
         return dataclasses.replace(self, products=self.products + outer(step, self.total))
 
@@ -39,7 +41,7 @@ class ResidualChange:
         """The sums of both, whose inputs must have one shift."""
         return jax.tree.map(jnp.add, self, other)
 
-    def divided(self, inputs: jax.Array, outputs: jax.Array) -> "ResidualChange":
+    def divided(self, inputs: Float[AnyArray, "*groups"], outputs: Float[AnyArray, "*groups"]) -> "ResidualChange":
         """Of the same rows, inputs and outputs over units of their own, a scalar each or one for each group."""
         over = outputs[..., None]
         return ResidualChange(self.products / inputs[..., None, None] / over[..., None], self.total / over)

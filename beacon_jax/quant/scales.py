@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
+from jaxtyping import Bool, Float
 
 from beacon_jax.quant.alphabets import Levels
 
@@ -16,7 +17,9 @@ ROWS = 16
 SCALES = ("absmax", "lsq")
 
 
-def least_squares_scale(w: jax.Array, levels: Levels, live: jax.Array | None = None) -> jax.Array:
+def least_squares_scale(
+    w: Float[Array, "N C"], levels: Levels, live: Bool[Array, " N"] | None = None
+) -> Float[Array, " C"]:
     """(C,) scale s of least Σ(w − s·nearest(w/s))² among 0.01, 0.02, … 1.00 times max|w|/max A, for w (N, C).
 
     Of equally good ones the smallest is taken. live (N,) bool: the weights that count; None for all.
@@ -25,8 +28,8 @@ def least_squares_scale(w: jax.Array, levels: Levels, live: jax.Array | None = N
 
 
 def scale_and_offset(
-    w: jax.Array, levels: Levels, scale: str, symmetric: bool, live: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
+    w: Float[Array, "N C"], levels: Levels, scale: str, symmetric: bool, live: Bool[Array, " N"] | None = None
+) -> tuple[Float[Array, " C"], Float[Array, " C"]]:
     """Scale and offset of every channel of w, for Ŵ = scale · levels + offset.
 
     Args:
@@ -64,19 +67,23 @@ def scale_and_offset(
     return s, offset(s)
 
 
-def nonzero(scale: jax.Array) -> jax.Array:
+def nonzero(scale: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """The scale, or next to nothing where it is 0 (a channel without range): its weights stay equal, and w/s finite."""
     return jnp.where(scale != 0, scale, jnp.sqrt(jnp.finfo(scale.dtype).tiny))
 
 
-def _full_scale(w: jax.Array, levels: Levels, live: jax.Array | None) -> jax.Array:
+def _full_scale(w: Float[Array, "N C"], levels: Levels, live: Bool[Array, " N"] | None) -> Float[Array, " C"]:
     size = jnp.abs(w) if live is None else jnp.where(live[:, None], jnp.abs(w), 0)
     return nonzero(size.max(0) / jnp.where(levels.last > 0, levels.last, levels.max_abs))
 
 
 def _best_fraction(
-    w: jax.Array, levels: Levels, full: jax.Array, offset: Callable, live: jax.Array | None
-) -> jax.Array:
+    w: Float[Array, "N C"],
+    levels: Levels,
+    full: Float[Array, " C"],
+    offset: Callable,
+    live: Bool[Array, " N"] | None,
+) -> Float[Array, " C"]:
     fractions = (jnp.arange(FRACTIONS, dtype=full.dtype) + 1) / FRACTIONS
     s = fractions[:, None] * full[None, :]  # (100, C)
     z = jax.vmap(offset)(s)
@@ -107,10 +114,12 @@ def _best_fraction(
             groups = jax.tree.map(lambda a: a[: whole * ROWS].reshape(whole, ROWS, *a.shape[1:]), (w, counted))
 
             def add_group(i, error):
-                return add_rows(*jax.tree.map(lambda a: a[i], groups), error)
+                rows, counts = jax.tree.map(lambda a: a[i], groups)
+                return add_rows(rows, counts, error)
 
             error = lax.fori_loop(0, whole, add_group, error)
-        return add_rows(*jax.tree.map(lambda a: a[whole * ROWS :], (w, counted)), error)
+        rows, counts = jax.tree.map(lambda a: a[whole * ROWS :], (w, counted))
+        return add_rows(rows, counts, error)
 
     def at_once(w, counted):
         return jax.vmap(lambda row, count: squares(row[None, :], count))(w, counted).sum(0)

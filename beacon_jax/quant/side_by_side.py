@@ -13,13 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jaxtyping import Float, Shaped
 
 from beacon_jax.quant.precision import in_dtype
 
 PART = 384  # channels
 
 
-def part_size(kernel: jax.Array) -> int | None:
+def part_size(kernel: Float[Array, "N C"]) -> int | None:
     """How many of the channels of a kernel (N, C) to solve at a time; None for all of them at once.
 
     Those of kernels of fewer than two parts, and wherever there is not one CPU and a value at hand.
@@ -29,7 +31,7 @@ def part_size(kernel: jax.Array) -> int | None:
     return PART if kernel.shape[1] >= 2 * PART else None
 
 
-def side_by_side(solve: Callable[..., Any], size: int | None, *arrays: jax.Array) -> Any:
+def side_by_side(solve: Callable[..., Any], size: int | None, *arrays: Shaped[Array, "*_ C"]) -> Any:
     """`solve` of `size` channels of (…, C) arrays at a time, as many parts at once as there are cores; of all for None.
 
     solve: (…, size) arrays → pytree of (…, size) arrays; the last channel is repeated to fill the last part. Returns

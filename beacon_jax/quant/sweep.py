@@ -16,7 +16,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
+from jaxtyping import Float, Int, Shaped
 
 from beacon_jax.quant.pallas_block import pallas_pass
 from beacon_jax.quant.products import code_matmul, large_matmul, matmul
@@ -52,18 +53,18 @@ class Rule:
 
 def blocked_pass(
     rule: Rule,
-    matrices: Sequence[jax.Array],
+    matrices: Sequence[Float[Array, "N N"]],
     constants: Any,
     shared: Any,
     rows: Any,
-    Q: jax.Array,
+    Q: Float[Array, "N C"],
     state: Any = (),
     *,
     block_size: int,
     lower: bool = False,
     codes: bool = False,
     block: str = "xla",
-) -> tuple[jax.Array, Any]:
+) -> tuple[Float[Array, "N C"], Any]:
     """Visits the coordinates in order and lets `rule` set each row of Q.
 
     Args:
@@ -113,15 +114,15 @@ def blocked_pass(
 
 def visit_block(
     rule: Rule,
-    corners: Sequence[jax.Array],
-    outside: Sequence[jax.Array],
+    corners: Sequence[Float[Array, "B B"]],
+    outside: Sequence[Float[Array, "B C"]],
     constants: Any,
     shared: Any,
     rows: Any,
-    block: jax.Array,
+    block: Float[Array, "B C"],
     state: Any,
-    start: jax.Array | int = 0,
-) -> tuple[jax.Array, Any]:
+    start: Int[Array, ""] | int = 0,
+) -> tuple[Float[Array, "B C"], Any]:
     """One block of `blocked_pass`, which needs nothing from outside of it but what is passed.
 
     Args:
@@ -165,7 +166,9 @@ def visit_block(
     return lax.fori_loop(0, size // inner, visit_inner, (block, state))
 
 
-def prefix_product(stripe: jax.Array, Q: jax.Array, b: jax.Array, size: int, product: Callable = matmul) -> jax.Array:
+def prefix_product(
+    stripe: Float[Array, "B N"], Q: Float[Array, "N C"], b: Int[Array, ""], size: int, product: Callable = matmul
+) -> Float[Array, "B C"]:
     """stripe @ Q, one of them zero from b·size on, on a CPU with the shortest of a few lengths that holds the rest.
 
     GPU and TPU take the whole: for the branches a GPU waits for its host, and a TPU's compiler takes a second for each.
@@ -186,19 +189,21 @@ def _shortest_product(stripe, Q, b, *, size):
     return lax.switch(branch, [functools.partial(product, n) for n in lengths], stripe, Q)
 
 
-def take(a: jax.Array, start: jax.Array | int, size: int, axis: int = 0) -> jax.Array:
+def take(a: Shaped[Array, "*shape"], start: Int[Array, ""] | int, size: int, axis: int = 0) -> Shaped[Array, "*part"]:
     """`size` elements of an axis from `start` (≥ 0) on."""
     starts = [start if i == axis else 0 for i in range(a.ndim)]
     sizes = [size if i == axis else n for i, n in enumerate(a.shape)]
     return lax.dynamic_slice(a, starts, sizes, allow_negative_indices=False)
 
 
-def row(a: jax.Array, t: jax.Array | int) -> jax.Array:
+def row(a: Shaped[Array, " N *rest"], t: Int[Array, ""] | int) -> Shaped[Array, "*rest"]:
     """a[t] for t ≥ 0."""
     return take(a, t, 1)[0]
 
 
-def put(a: jax.Array, part: jax.Array, start: jax.Array | int, axis: int = 0) -> jax.Array:
+def put(
+    a: Shaped[Array, "*shape"], part: Shaped[Array, "*part"], start: Int[Array, ""] | int, axis: int = 0
+) -> Shaped[Array, "*shape"]:
     """`a` with `part` in place from `start` (≥ 0) on along an axis."""
     starts = [start if i == axis else 0 for i in range(a.ndim)]
     return lax.dynamic_update_slice(a, part, starts, allow_negative_indices=False)
@@ -220,13 +225,13 @@ def pad_rows(tree: Any, multiple: int) -> Any:
     return jax.tree.map(pad, tree)
 
 
-def pad_square(M: jax.Array, multiple: int) -> jax.Array:
+def pad_square(M: Float[Array, "N N"], multiple: int) -> Float[Array, "P P"]:
     """Appends zero rows and columns to an (N, N) matrix until `multiple` divides N."""
     extra = -M.shape[0] % multiple
     return jnp.pad(M, [(0, extra), (0, extra)])
 
 
-def map_channel_chunks(fn: Callable, chunk: int | None, *arrays: jax.Array) -> Any:
+def map_channel_chunks(fn: Callable, chunk: int | None, *arrays: Shaped[Array, "*_ C"]) -> Any:
     """Applies fn to (…, C) arrays `chunk` channels at a time, one after another; all at once where chunk is None.
 
     fn must return a pytree of (…, C) arrays. Bounds the working memory and keeps it in cache; channels are

@@ -3,22 +3,23 @@
 import functools
 import itertools
 
-import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
+from jaxtyping import Float
 
+from beacon_jax.quant.array_types import AnyArray
 from beacon_jax.quant.products import large_matmul, matmul
 
 STRIPES = 4  # pieces of a triangular product, each as long as what is not zero
 _WIDE = {"cpu": 256, "others": 2048}  # inputs from which a symmetric product is made in pieces
 
 
-def lower_matmul(M: jax.Array, Q: jax.Array) -> jax.Array:
+def lower_matmul(M: Float[Array, "N N"], Q: Float[Array, "N C"]) -> Float[Array, "N C"]:
     """tril(M) @ Q for (N, N) and (N, C), on a CPU in less time than the whole product."""
     return lax.platform_dependent(jnp.tril(M), Q, cpu=_in_stripes, default=large_matmul)
 
 
-def lower_and_whole(M: jax.Array, Q: jax.Array) -> tuple[jax.Array, jax.Array]:
+def lower_and_whole(M: Float[Array, "N N"], Q: Float[Array, "N C"]) -> tuple[Float[Array, "N C"], Float[Array, "N C"]]:
     """tril(M) @ Q and M @ Q for (N, N) and (N, C), on a CPU in little more time than the second."""
 
     def both(M, Q):
@@ -44,7 +45,7 @@ def _stripes(N, least=_WIDE["cpu"]):
     return list(itertools.pairwise([N * i // STRIPES for i in range(STRIPES + 1)] if N >= least else [0, N]))
 
 
-def quadratic_form(M: jax.Array, Q: jax.Array) -> jax.Array:
+def quadratic_form(M: Float[Array, "N N"], Q: Float[Array, "N C"]) -> Float[Array, " C"]:
     """(C,) values qᵀMq for the columns q of Q, M symmetric; of half of M on a CPU, as `lower_matmul`."""
     return lax.platform_dependent(M, Q, cpu=_form_of_half, default=lambda M, Q: (Q * large_matmul(M, Q)).sum(0))
 
@@ -53,7 +54,7 @@ def _form_of_half(M, Q):
     return (Q * (2 * _in_stripes(jnp.tril(M), Q) - jnp.diagonal(M)[:, None] * Q)).sum(0)
 
 
-def add_gram(total: jax.Array, x: jax.Array) -> jax.Array:
+def add_gram(total: Float[Array, "N N"], x: Float[Array, "m N"]) -> Float[Array, "N N"]:
     """total + xᵀx below the diagonal and on it, for (N, N) and (m, N); what is above is left as it may be.
 
     Panel of columns by panel, in 5/8 of the operations of the whole product; see `mirrored`.
@@ -70,7 +71,7 @@ def add_gram(total: jax.Array, x: jax.Array) -> jax.Array:
     return lax.platform_dependent(total, x, cpu=cpu, default=others)
 
 
-def mirrored(M: jax.Array) -> jax.Array:
+def mirrored(M: Float[AnyArray, "*groups N N"]) -> Float[Array, "*groups N N"]:
     """The symmetric matrices (…, N, N) of which what is below the diagonal and on it is given."""
     # A choice between M and its transpose takes XLA's CPU compiler minutes for 2,048 and 4,096 rows.
     return jnp.tril(M) + jnp.tril(M, -1).mT

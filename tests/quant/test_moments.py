@@ -40,5 +40,5 @@ def test_no_rows():
 
 
 def test_outer_products_of_groups(rng):
-    a, b = rng.normal(size=(2, 5, 3))
+    a, b = jnp.asarray(rng.normal(size=(2, 5, 3)))
     np.testing.assert_allclose(outer(a, b), np.einsum("gi,gj->gij", a, b))

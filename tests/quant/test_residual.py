@@ -67,7 +67,7 @@ def test_the_objective_aims_at_the_output_and_what_it_is_to_repair(x64, rng, row
     part, fraction, N = 0.7, 0.05, 9
     stats = summed(X, X_tilde, change)
     residual = jnp.asarray(part)
-    objective = Objective.of(W, stats, jnp.asarray(fraction), bias=bias, offset=offset, residual=residual)
+    objective = Objective.of(jnp.asarray(W), stats, jnp.asarray(fraction), bias=bias, offset=offset, residual=residual)
     centred = X_tilde - X_tilde.mean(0) if bias else X_tilde
     ridge = fraction * np.square(centred).sum(0)
     losses, expected = [], []

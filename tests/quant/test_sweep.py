@@ -75,7 +75,8 @@ def test_blocked_pass_equals_a_plain_loop(x64, rng, block_size, count, lower):
 
 def test_a_rule_without_update_leaves_the_state(x64, rng):
     matrices, gain, shared, rows, Q, state = loop_problem(rng, N=8, count=1)
-    q, same = blocked_pass(Rule(choose), matrices, {"gain": gain}, shared, rows, jnp.asarray(Q), state, block_size=4)
+    arrays = jax.tree.map(jnp.asarray, (matrices, {"gain": gain}, shared, rows, Q, state))
+    q, same = blocked_pass(Rule(choose), *arrays, block_size=4)
     np.testing.assert_array_equal(same, state)
     assert not np.array_equal(q, Q)
 
@@ -121,7 +122,7 @@ def test_channels_in_chunks(rng, chunk):
 
 def test_padding_appends_zeros(rng):
     M, rows, vector = rng.normal(size=(5, 5)), rng.normal(size=(5, 2)), rng.normal(size=5)
-    padded = pad_square(M, 4), *pad_rows((rows, vector), 4)
+    padded = pad_square(jnp.asarray(M), 4), *pad_rows((rows, vector), 4)
     for whole, part in zip(padded, (M, rows, vector), strict=True):
         np.testing.assert_array_equal(whole[tuple(slice(n) for n in part.shape)], jnp.asarray(part))
         assert whole.shape[0] == 8 and jnp.count_nonzero(whole) == part.size

@@ -8,7 +8,7 @@ from beacon_jax.quant.triangular import add_gram, lower_and_whole, lower_matmul,
 
 @pytest.mark.parametrize("n", [5, 259])  # whole, and by stripes
 def test_triangular_products(x64, rng, n):
-    M, Q = rng.normal(size=(n, n)), rng.normal(size=(n, 2))
+    M, Q = jnp.asarray(rng.normal(size=(n, n))), jnp.asarray(rng.normal(size=(n, 2)))
     np.testing.assert_allclose(lower_matmul(M, Q), np.tril(M) @ Q, atol=1e-9)
     for found, expected in zip(lower_and_whole(M, Q), (np.tril(M) @ Q, M @ Q), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-9)
@@ -18,8 +18,8 @@ def test_triangular_products(x64, rng, n):
 
 @pytest.mark.parametrize("n", [5, 259])  # whole, and by panels
 def test_symmetric_products(x64, rng, n):
-    x, total = rng.normal(size=(7, n)), np.zeros((n, n))
-    lower = add_gram(add_gram(jnp.asarray(total), x[:3]), x[3:])
+    x, total = jnp.asarray(rng.normal(size=(7, n))), jnp.zeros((n, n))
+    lower = add_gram(add_gram(total, x[:3]), x[3:])
     np.testing.assert_allclose(mirrored(lower), x.T @ x, atol=1e-12)
 
 

@@ -19,14 +19,16 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
+from jaxtyping import Bool, Float, UInt8
 
-from beacon_jax.quant.alphabets import is_symmetric
+from beacon_jax.quant.alphabets import Levels, is_symmetric
 from beacon_jax.quant.compiling import jit_solver
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.methods.best_level import best_level
 from beacon_jax.quant.methods.block_options import BlockOptions
 from beacon_jax.quant.methods.options import option
+from beacon_jax.quant.objective import Grams
 from beacon_jax.quant.precision import tie_tolerance
 from beacon_jax.quant.problem import Found, Problem
 from beacon_jax.quant.scales import least_squares_scale, nonzero
@@ -56,11 +58,11 @@ class SizeOptions(BlockOptions):
         decides_result=False,
     )
 
-    def sizes(self, kernel: jax.Array) -> dict[str, int | str | None]:
+    def sizes(self, kernel: Float[Array, "N C"]) -> dict[str, int | str | None]:
         """block_size, block and channel_chunk for a kernel (N, C), or for a part of its channels."""
         return {**self.blocks(kernel), "channel_chunk": None if self.parts(kernel) else self.channel_chunk}
 
-    def parts(self, kernel: jax.Array) -> int | None:
+    def parts(self, kernel: Float[Array, "N C"]) -> int | None:
         """How many channels of a kernel (N, C) to solve at a time, side by side (see side_by_side.py); None for all."""
         size = part_size(kernel)
         return None if size is None else self.channel_chunk or size
@@ -111,7 +113,17 @@ def solve(problem: Problem, options: BeaconOptions) -> Found:
 
 
 @jit_solver("sweeps", "both_signs", "block_size", "block", "channel_chunk")
-def solve_codes(W, grams, levels, *, sweeps, both_signs, block_size, channel_chunk, block="xla"):
+def solve_codes(
+    W: Float[Array, "N C"],
+    grams: Grams,
+    levels: Levels,
+    *,
+    sweeps: int,
+    both_signs: bool,
+    block_size: int,
+    channel_chunk: int | None,
+    block: str = "xla",
+) -> tuple[UInt8[Array, "N C"], dict[str, Array]]:
     """Codes (N, C) and the facts of each channel, scale among them, from (H, G, F), the last two None for one stream.
 
     One trace per layer shape and dtype, whatever the (evenly spaced) alphabet.
@@ -168,7 +180,16 @@ def _solve_channels(grams, levels, sweeps, block_size, block, W):
     return q[:N], facts
 
 
-def sweep_codes(P, h, target, levels, q, sweeps, block_size, block="xla"):
+def sweep_codes(
+    P: Float[Array, "N N"],
+    h: Float[Array, "N C"],
+    target: Float[Array, "N C"],
+    levels: Levels,
+    q: Float[Array, "N C"],
+    sweeps: int,
+    block_size: int,
+    block: str = "xla",
+) -> tuple[Float[Array, "N C"], Bool[Array, " C"]]:
     """Up to `sweeps` passes of coordinate maximisation of the cosine |hᵀq| / √(qᵀPq) from codes q (N, C).
 
     target (N, C), real weights near the optimum, decides the level for an empty running sum. Returns q, and (C,)
@@ -261,7 +282,7 @@ def _cosine(a, beta, y_norm):
 
 
 @jax.jit
-def grams_of(stats: GramStats) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+def grams_of(stats: GramStats) -> Grams:
     """H, G and F (G and F None for one stream) times a power of two that brings diag(H) near 1.
 
     Products of six of them must fit in float32. It changes no code, and cancels in the scale.

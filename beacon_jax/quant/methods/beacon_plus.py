@@ -151,9 +151,9 @@ def solve(problem: Problem, options: BeaconPlusOptions) -> Found:
         history.extend([best[1], loss])
         return (q, loss), fixed
 
-    def decoded(q, loss, scales):
+    def decoded(best, scales):
         step = functools.partial(_decoded, decoder=decoder, levels=levels, **run)
-        return _in_parts(step, size, objective, q, loss, scales)
+        return _in_parts(step, size, objective, *best, scales)
 
     scales = _scan(objective, levels, SCAN_FEW if few else SCAN, both_signs=both_signs)
     if options.start == "greedy":
@@ -164,10 +164,10 @@ def solve(problem: Problem, options: BeaconPlusOptions) -> Found:
         history.append(best[1])
     else:
         rounded = _rounded(W, problem.live, objective, levels)
-        best, fixed = sweep(decoded(*rounded, scales))
+        best, fixed = sweep(decoded(rounded, scales))
     if steps.redecode:
         near = _near(objective, best[0], AGAIN)
-        best, fixed = sweep(decoded(*best, near))
+        best, fixed = sweep(decoded(best, near))
     if steps.beam:
         near = scales if few else _near(objective, best[0], steps.beam_scales)
         beamed = functools.partial(_beamed, decoder=decoder, levels=levels, width=steps.beam, **beam_run)
@@ -234,7 +234,8 @@ def _decoded(objective, q, loss, scales, decoder, levels, *, block_size, block, 
             new, error = decode(decoder, levels, objective.target, s, block_size=block_size, block=block)
             # The decoder's matrix has a ridge, the objective has not.
             ridge = decoder.ridge * jnp.square(objective.target - s[None, :] * new).sum(0)
-            return _kept(*best, new, objective.loss_from(new, s, error - ridge)), None
+            q, loss = best
+            return _kept(q, loss, new, objective.loss_from(new, s, error - ridge)), None
 
         new, _ = lax.scan(at_scale, (q, loss), scales)[0]
         return _better(objective, q, loss, new)
@@ -261,7 +262,8 @@ def _beamed(objective, q, loss, scales, decoder, levels, *, width, block_size, c
     def beam_channels(objective, q, loss, scales):
         def at_scale(best, s):
             new = beam_decode(decoder, levels, objective.target, s, width=width, block_size=block_size)
-            return _better(objective, *best, new), None
+            q, loss = best
+            return _better(objective, q, loss, new), None
 
         return lax.scan(at_scale, (q, loss), scales)[0]
 

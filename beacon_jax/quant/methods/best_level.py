@@ -1,11 +1,23 @@
 """The level of largest cosine for one coordinate, in O(1); letters as in beacon.py."""
 
 import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
 
+from beacon_jax.quant.alphabets import Levels
 from beacon_jax.quant.precision import tie_tolerance
 
 
-def best_level(levels, first, a, c, h, d, H_tt, size):
+def best_level(
+    levels: Levels,
+    first: Float[Array, "*#shape"],
+    a: Float[Array, "*#shape"],
+    c: Float[Array, "*#shape"],
+    h: Float[Array, "*#shape"],
+    d: Float[Array, "*#shape"],
+    H_tt: Float[Array, "*#shape"],
+    size: Float[Array, "*#shape"] | float,
+) -> Float[Array, "*_"]:
     """The level p of largest f(p) = (a + p h) / √(c + 2 p d + p² H_tt), in O(1); scalars of one channel.
 
     `first` is the level for an empty running sum, the one nearest to w_t/s (see `beacon.solve`); `size` is the

@@ -4,6 +4,8 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
 
 from beacon_jax.quant.methods.options import Options, option
 from beacon_jax.quant.pallas_block import power_of_two_block
@@ -25,7 +27,7 @@ class BlockOptions(Options):
         decides_result=False,
     )
 
-    def blocks(self, kernel: jax.Array) -> dict[str, int | str]:
+    def blocks(self, kernel: Float[Array, "N C"]) -> dict[str, int | str]:
         """block_size, twice as many for kernels, and block ("xla" or "pallas") for a kernel (N, C).
 
         A TPU's kernels have no double precision; there, float64 is visited by XLA's form.

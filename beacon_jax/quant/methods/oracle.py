@@ -5,13 +5,24 @@ in `beacon.py` is held to. Ties follow the rule stated in `beacon.solve`.
 """
 
 import numpy as np
+from jaxtyping import Bool, Float64, Real
+
+from beacon_jax.quant.array_types import AnyArray
 
 EPS = float(np.finfo(np.float64).eps)
 TOL = EPS**0.8  # vectors shorter than √TOL of their terms count as zero
 COSINE_TIE = EPS**0.8  # cosines closer than this are equal
 
 
-def beacon(W: np.ndarray, X: np.ndarray, X_tilde: np.ndarray, alphabet: np.ndarray, sweeps: int):
+def beacon(
+    W: Real[AnyArray, "N C"],
+    X: Real[AnyArray, "m N"],
+    X_tilde: Real[AnyArray, "m N"],
+    alphabet: Real[AnyArray, " K"],
+    sweeps: int,
+) -> tuple[
+    Float64[np.ndarray, "N C"], Float64[np.ndarray, " C"], Float64[np.ndarray, "{sweeps}+1 C"], Bool[np.ndarray, " C"]
+]:
     """Quantizes every column of W.
 
     Args:
@@ -75,18 +86,18 @@ def _choose(y, others, q, x, first, alphabet):
     return alphabet[np.argmax(cosines >= cosines.max() - COSINE_TIE)]
 
 
-def cosine(y: np.ndarray, v: np.ndarray) -> float:
+def cosine(y: Float64[np.ndarray, " m"], v: Float64[np.ndarray, " m"]) -> float:
     """cos∠(y, v), 0 where either is zero."""
     norm = np.sqrt(y @ y) * np.sqrt(v @ v)
     return float(y @ v / norm) if norm > 0 else 0.0
 
 
-def nearest_level(x: np.ndarray, alphabet: np.ndarray) -> np.ndarray:
+def nearest_level(x: Float64[np.ndarray, " N"], alphabet: Float64[np.ndarray, " K"]) -> Float64[np.ndarray, " N"]:
     """The level nearest to each x, the lower of two equally near."""
     return alphabet[np.argmin(np.abs(x[:, None] - alphabet[None, :]), axis=1)]
 
 
-def least_squares_scale(w: np.ndarray, alphabet: np.ndarray) -> float:
+def least_squares_scale(w: Float64[np.ndarray, " N"], alphabet: Float64[np.ndarray, " K"]) -> float:
     """Of 0.01, 0.02, … 1.00 times max|w|/max A, the scale of least Σ(w − s·nearest(w/s))²; 1 for w = 0."""
     full = np.abs(w).max() / (alphabet[-1] if alphabet[-1] > 0 else np.abs(alphabet).max())
     if full == 0:

@@ -1,13 +1,13 @@
 """The table of methods. To add one, write its options and its solver in a file of its own and add a row."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from beacon_jax.quant.array_types import AnyArray
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.methods import beacon, beacon_plus, comq, gptq, rtn
 from beacon_jax.quant.methods.options import Options
@@ -38,12 +38,12 @@ class Method:
     reads_stats: bool = True
     unsound: str = ""
 
-    def __call__(self, kernel: jax.Array, stats: GramStats, alphabet: Any, **options) -> QuantizedMatrix:
+    def __call__(self, kernel: AnyArray, stats: GramStats, alphabet: Any, **options) -> QuantizedMatrix:
         """The quantized kernel (and the change of the bias) alone; arguments and errors as `solve`."""
         return self.solve(kernel, stats, alphabet, **options).matrix
 
     def solve(
-        self, kernel: jax.Array, stats: GramStats, alphabet: Any, *, has_bias: bool = False, **options
+        self, kernel: AnyArray, stats: GramStats, alphabet: Any, *, has_bias: bool = False, **options
     ) -> Solution:
         """Quantizes a kernel, also under jax.jit and jax.vmap.
 
@@ -73,10 +73,10 @@ class Method:
                 f"{stats.dtype}"
             )
         with in_dtype(problem.dtype):
-            found = problem.solved_by(functools.partial(self.solver, options=checked))
+            found = problem.solved_by(lambda own: self.solver(own, checked))
             if lost is not None and lost.any():
-                nearest = functools.partial(rtn.solve, options=rtn.RTNOptions(scale="lsq"))
-                found = found.where(lost, problem.solved_by(nearest))
+                nearest = rtn.RTNOptions(scale="lsq")
+                found = found.where(lost, problem.solved_by(lambda own: rtn.solve(own, nearest)))
             if found.sound is not None and not isinstance(found.sound, jax.core.Tracer) and not found.sound.all():
                 raise ValueError(self.unsound.format(dtype=problem.dtype, **dataclasses.asdict(checked)))
             levels = jnp.asarray(problem.alphabet, problem.dtype)
