@@ -90,7 +90,7 @@ def test_the_objective_aims_at_the_output_and_what_it_is_to_repair(x64, rng, row
     np.testing.assert_allclose(np.diff(losses, axis=0), np.diff(expected, axis=0), rtol=1e-7)
     # Of one stream, too, where a real target was the kernel itself.
     alone = dataclasses.replace(summed(X_tilde, X_tilde, change), x=None, cross=None)
-    one = Objective.of(W, alone, jnp.asarray(0.0), bias=bias, offset=False, residual=residual)
+    one = Objective.of(jnp.asarray(W), alone, jnp.asarray(0.0), bias=bias, offset=False, residual=residual)
     np.testing.assert_allclose(one.h - one.rest, one.P @ one.target, rtol=1e-9, atol=1e-9)
 
     def error(V):
