@@ -129,13 +129,13 @@ def _draw_levels(axes: Axes, X: np.ndarray, w: np.ndarray) -> None:
     axes.grid(alpha=0.3)
 
 
-_OUT = flags.DEFINE_string("out", "docs/figures", "The folder to write to.")
+_FOLDER = flags.DEFINE_string("folder", "docs/figures", "The folder to write to.")
 
 
 def main(argv):
     if argv[1:]:
         raise app.UsageError(f"unexpected arguments {' '.join(argv[1:])}")
-    out = Path(_OUT.value)
+    out = Path(_FOLDER.value)
     out.mkdir(parents=True, exist_ok=True)
     figure = error_against_bits(
         MEASURED / "ablation_digits_draws.md", "DeiT on handwritten digits, mean of three draws of the calibration data"

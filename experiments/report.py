@@ -22,7 +22,9 @@ from experiments.reports.result_tables import result_tables
 from experiments.reports.run import write_report
 from experiments.results import read_results
 
-_OUT = flags.DEFINE_string("out", "", "File to write; by default report.html, or comparison.html, in the first folder.")
+_PAGE = flags.DEFINE_string(
+    "page", "", "File to write; by default report.html, or comparison.html, in the first folder."
+)
 
 _TABLES, _QUANTIZE = "results.jsonl", "quantize.jsonl"
 
@@ -71,7 +73,7 @@ def main(argv):
     folders = argv[1:]
     if len(folders) not in (1, 2):
         raise ValueError(f"experiments.report takes one or two output folders, got {len(folders)}")
-    print(f"report: {write(folders, _OUT.value)}")
+    print(f"report: {write(folders, _PAGE.value)}")
 
 
 if __name__ == "__main__":

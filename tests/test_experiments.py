@@ -39,6 +39,7 @@ def run(script, *arguments, fails=False):
     return done.stderr if fails else done.stdout
 
 
+@pytest.mark.slow
 def test_table_is_resumed_and_rendered(tmp_path):
     arguments = (
         *SMALL,
@@ -281,6 +282,7 @@ def test_a_budget_is_a_column_and_decides_the_key():
         grid.cells(config, "digest")
 
 
+@pytest.mark.slow
 def test_bit_widths_are_chosen_once_and_kept(tmp_path, monkeypatch):
     config = mixed_config()
     task = make_task(config)
