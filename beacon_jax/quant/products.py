@@ -8,8 +8,9 @@ from jaxtyping import Float
 
 from beacon_jax.quant.array_types import AnyArray
 
-TPU_ROWS, LANES = 128, 128  # of a TPU's product, a tile's rows and what its other axes are multiples of
-TPU_TILE, TPU_CODE_TILE = 512, 768  # and these at most, of float32 and with codes
+TPU_ROWS, LANES = 128, 128  # of a TPU's product, a tile's rows and what its inner axis is a multiple of
+TPU_TILE, TPU_CODE_TILE = 512, 768  # and that at most, of float32 and with codes,
+TPU_COLUMNS = 1024  # for as many columns; fewer for more
 
 
 def matmul(a: Float[AnyArray, "..."], b: Float[AnyArray, "..."]) -> Float[Array, "..."]:
@@ -72,26 +73,26 @@ def large_matmul(a: Float[Array, "M N"], b: Float[Array, "N C"]) -> Float[Array,
 
 
 def _in_tiles(product, a, b, largest=TPU_TILE):
-    """product(a, b) of tiles, for (M, N) and (N, C)."""
-    sizes = min(a.shape[0], TPU_ROWS), _tile(a.shape[1], largest), _tile(b.shape[1], largest)
-    out_shape = a.shape[0], b.shape[1]
-    a, b = _padded(a, sizes[:2]), _padded(b, sizes[1:])
-    rows, inner, columns = sizes
-    depth, across = a.shape[1] // inner, b.shape[1] // columns
+    """product(a, b) of tiles, for (M, N) and (N, C): some rows of a, and some of b with all columns.
+
+    The columns, the channels of a layer, stay together: where devices share them, a part of them that is found at run
+    time would have to be gathered from all.
+    """
+    largest = max(largest * TPU_COLUMNS // max(b.shape[1], TPU_COLUMNS) // LANES, 1) * LANES
+    sizes = rows, inner = min(a.shape[0], TPU_ROWS), _tile(a.shape[1], largest)
+    count, columns = a.shape[0], b.shape[1]
+    a, b = _padded(a, sizes), _padded(b, (inner, 1))
 
     def visit(i, out):
-        r, c = i // across * rows, i % across * columns
-
         def add(k, total):
-            left = lax.dynamic_slice(a, (r, k * inner), (rows, inner))
-            return total + product(left, lax.dynamic_slice(b, (k * inner, c), (inner, columns)))
+            left = lax.dynamic_slice(a, (i * rows, k * inner), sizes)
+            return total + product(left, lax.dynamic_slice(b, (k * inner, 0), (inner, columns)))
 
-        tile = lax.fori_loop(0, depth, add, jnp.zeros((rows, columns), out.dtype))
-        return lax.dynamic_update_slice(out, tile, (r, c))
+        tile = lax.fori_loop(0, a.shape[1] // inner, add, jnp.zeros((rows, columns), out.dtype))
+        return lax.dynamic_update_slice(out, tile, (i * rows, 0))
 
-    out = jnp.zeros((a.shape[0], b.shape[1]), a.dtype)
-    out = lax.fori_loop(0, a.shape[0] // rows * across, visit, out)
-    return out[: out_shape[0], : out_shape[1]]
+    out = jnp.zeros((a.shape[0], columns), a.dtype)
+    return lax.fori_loop(0, a.shape[0] // rows, visit, out)[:count]
 
 
 def _tile(n, largest):

@@ -1,9 +1,12 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 
+from beacon_jax.devices import Placement, make_mesh
 from beacon_jax.quant.alphabets import NAMED, Levels, make_alphabet
 from beacon_jax.quant.products import (
     _in_tiles,
@@ -48,10 +51,18 @@ def test_double_precision_is_not_cut_into_parts(x64, rng):
     np.testing.assert_array_equal(code_matmul(M, Q), matmul(M, Q))
 
 
-@pytest.mark.parametrize("shape", [(5, 7, 3), (130, 770, 9), (128, 5, 800)])
+@pytest.mark.parametrize("shape", [(5, 7, 3), (130, 770, 9), (128, 5, 800), (2, 300, 2100)])
 def test_products_of_tiles(x64, rng, shape):
     rows, inner, columns = shape
     a, b = rng.normal(size=(rows, inner)), rng.normal(size=(inner, columns))
     found = _in_tiles(matmul, jnp.asarray(a), jnp.asarray(b))
     assert found.shape == (rows, columns)
     np.testing.assert_allclose(found, a @ b, atol=1e-10)
+
+
+def test_tiles_are_not_gathered_where_devices_share_the_channels():
+    placement = Placement(make_mesh(1, 8))
+    a, b = jnp.ones((256, 1024)), placement.by_channels(jnp.ones((1024, 1600)))
+    compiled = jax.jit(functools.partial(_in_tiles, matmul)).lower(placement.everywhere(a), b).compile().as_text()
+    assert " while(" in compiled
+    assert not [op for op in ("all-gather", "all-to-all", "collective-permute", "all-reduce") if f" {op}(" in compiled]
