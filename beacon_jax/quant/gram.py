@@ -13,7 +13,6 @@ to all of them under jax.vmap.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import jax
@@ -27,6 +26,7 @@ from beacon_jax.quant.array_types import AnyArray
 from beacon_jax.quant.moments import Moments, outer
 from beacon_jax.quant.products import matmul
 from beacon_jax.quant.residual import ResidualChange
+from beacon_jax.quant.rows import checked_rows
 from beacon_jax.quant.triangular import add_gram
 
 
@@ -205,23 +205,10 @@ class GramStats:
         """
         if (residual is None) != (self.residual is None):
             raise ValueError("the change of the residual stream is added up for all rows of a layer, or for none")
-        for name, rows in (("x", x), ("x_tilde", x_tilde)):
-            if rows is not None and jnp.issubdtype(rows.dtype, jnp.complexfloating):
-                raise ValueError(f"{name} must be real, got {rows.dtype}")
-            if rows is not None and rows.shape[-1] != self.width:
-                raise ValueError(f"{name} has width {rows.shape[-1]}, but these statistics are for {self.width} inputs")
-        if x_tilde is not None:
-            x_tilde = x_tilde.reshape(-1, self.width)
-            if x_tilde.shape[0] != math.prod(x.shape[:-1]):
-                raise ValueError(f"x and x_tilde must have the same rows, got {x.shape} and {x_tilde.shape}")
-        if residual is not None and self.residual is not None:
-            shape = math.prod(x.shape[:-1]), self.residual.total.shape[-1]
-            if (math.prod(residual.shape[:-1]), residual.shape[-1]) != shape:
-                raise ValueError(f"the residual stream's rows must be of shape {shape}, got {residual.shape}")
-            residual = residual.reshape(shape)
-        weights = None if weights is None else _row_weights(weights, x.shape[:-1])
+        change = None if self.residual is None else self.residual.total.shape[-1]
+        rows = checked_rows(x, x_tilde, weights, residual, self.width, change)
         stats = self if x_tilde is None else self._with_cross()
-        stats = _add_rows(stats, x.reshape(-1, self.width), x_tilde, weights, residual)
+        stats = _add_rows(stats, *rows)
         return stats.finished() if finish else stats
 
     def finished(self) -> "GramStats":
@@ -336,20 +323,3 @@ def _add_rows(
     new_float, rows_x = add(stats.x, x)
     cross = stats.cross + matmul(rows_tilde.T, rows_x)
     return GramStats(new, stats.count + count, stats.rows + rows, new_float, cross, change)
-
-
-def _row_weights(weights, shape: tuple[int, ...]) -> Shaped[Array, " m"]:
-    """(m,) weights of the rows of an array (*shape, N)."""
-    weights, m = jnp.asarray(weights), math.prod(shape)
-    if weights.shape != (m,):
-        try:
-            weights = jnp.broadcast_to(weights, shape).reshape(m)
-        except ValueError as error:
-            raise ValueError(
-                f"weights of shape {weights.shape} neither are one for each of {m} rows nor broadcast to {shape}"
-            ) from error
-    if not isinstance(weights, jax.core.Tracer):
-        values = np.asarray(weights)
-        if not np.all(np.isfinite(values) & (values >= 0)):
-            raise ValueError("row weights must be finite and at least 0")
-    return weights

@@ -11,8 +11,8 @@ from beacon_jax.quant.array_types import AnyArray
 from beacon_jax.quant.products import large_matmul, matmul
 
 STRIPES = 4  # pieces of a triangular product, each as long as what is not zero
-# Inputs from which a symmetric product is made in pieces. Not on a TPU, whose compiler takes four minutes in place of 40
-# seconds for the batches of a layer of 3,072 inputs, more than the run then saves.
+# Inputs from which a symmetric product is made in pieces. Not on a TPU, whose compiler takes four minutes in place of
+# 40 seconds for the batches of a layer of 3,072 inputs, more than the run then saves.
 _WIDE = {"cpu": 256, "tpu": 2**30, "others": 2048}
 
 
