@@ -46,12 +46,13 @@ maximum_signature_line_length = 88
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False  # shapes such as *groups N N are no markup; the docstrings say them
 napoleon_custom_sections = [("Fields", "Attributes")]
 python_use_unqualified_type_names = True
 
 nb_execution_mode = "force" if os.environ.get("CI") else "cache"
 nb_execution_raise_on_error = True
-nb_execution_timeout = 600  # seconds of one cell
+nb_execution_timeout = 1200  # seconds of one cell
 nb_merge_streams = True
 nb_output_stderr = "remove"  # the compiler's remarks on slow machines; what fails is raised
 nb_render_markdown_format = "myst"  # with tables

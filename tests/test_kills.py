@@ -9,7 +9,7 @@ from tests.kills import SCRIPTS
 @pytest.mark.slow
 def test_killed_runs_lose_nothing():
     """In a process of its own, which has not used JAX yet and so can be forked."""
-    done = subprocess.run([sys.executable, "-m", "tests.kills", "--count=30"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "tests.kills", "--count=15"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = f"kills of {', '.join(SCRIPTS)}: nothing lost, mixed or left"
     assert done.stdout.splitlines()[-1].endswith(said)

@@ -167,7 +167,11 @@ def visit_block(
 
 
 def prefix_product(
-    stripe: Float[Array, "B N"], Q: Float[Array, "N C"], b: Int[Array, ""], size: int, product: Callable = matmul
+    stripe: Float[Array, "B N"],
+    Q: Float[Array, "N C"],
+    b: Int[Array, ""] | int,
+    size: int,
+    product: Callable = matmul,
 ) -> Float[Array, "B C"]:
     """stripe @ Q, one of them zero from b·size on, on a CPU with the shortest of a few lengths that holds the rest.
 
