@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 
 import jax
+from absl import flags
 from tabulate import tabulate
 
 from beacon_jax import save_quantized
@@ -31,6 +32,7 @@ from experiments.task import make_task
 
 MODEL, LINES, REPORT = "quantized.safetensors", "quantize.jsonl", "quantize.html"
 _COLUMNS = "layer kind shape method alphabet output_error mean_cosine min_cosine dead rows solve_seconds".split()
+flags.declare_key_flag("dry_run")  # for --help
 
 
 def main(_):

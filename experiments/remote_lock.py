@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from experiments.leases import HELD, LeaseLost, Leases
+from experiments.leases import HELD, LeaseLost, Leases, Seen
 from experiments.locks import SHARED, in_use
 
 FOLDER = "runs"
@@ -22,6 +22,7 @@ class RemoteLock:
         """`folder`: of the run, an address; `owner`: see leases.new_owner; `seconds`: None for SECONDS."""
         self._folder, self._shared, self._seconds = folder, shared, seconds or SECONDS
         self._leases = Leases(folder / FOLDER, owner, self._seconds)
+        self._ended: dict[str, Seen] = {}  # what a killed run left, which says for ever that it is held
         own = f"{WORKER}{owner}" if shared else RUN
         while (lease := self._leases.claim(own)) is None:
             self._wait_for_the_end_of([own])
@@ -48,6 +49,7 @@ class RemoteLock:
                 elif now[name] != seen:
                     owner = SHARED if name.startswith(WORKER) else now[name].owner
                     raise OSError(in_use(self._folder, owner, "config.out"))
+        self._ended |= first
 
     def held(self) -> bool:
         """Whether this run still has its lease, and no single run took a worker that was stopped for a dead one."""
@@ -56,7 +58,7 @@ class RemoteLock:
         except LeaseLost:
             return False
         run = self._leases.all().get(RUN) if self._shared else None
-        return run is None or run.state != HELD
+        return run is None or run.state != HELD or run == self._ended.get(RUN)
 
     def alone(self) -> bool:
         """Whether this run has its lease, and of workers this is the last."""

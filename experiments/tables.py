@@ -42,6 +42,7 @@ _SHARED = flags.DEFINE_bool("shared", False, "Compute the table together with ot
 _LEASE = flags.DEFINE_float("lease_seconds", 300, "With --shared: a worker that shows no life for so long is replaced.")
 _WAIT = flags.DEFINE_bool("wait", True, "With --shared: wait for what others are at work on, to take over if they end.")
 _RENDER_ONLY = flags.DEFINE_bool("render_only", False, "Compute nothing; show the results that are there.")
+flags.declare_key_flag("dry_run")  # for --help
 
 
 def compute(

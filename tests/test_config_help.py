@@ -1,4 +1,8 @@
+import pytest
+from absl import flags
+
 from configs import base
+from experiments import quantize, tables
 from experiments.config_help import OPTIONS, ROWS, asked, config_help
 from experiments.methods import method_options
 
@@ -34,3 +38,8 @@ def test_has_every_option_with_its_methods():
 def test_is_asked_for():
     assert asked(["tables.py", "--help"]) and asked(["tables.py", "-helpfull"])
     assert not asked(["tables.py", "--config.out=help"])
+
+
+@pytest.mark.parametrize("script", [tables, quantize])
+def test_help_shows_flags_that_scripts_share(script):
+    assert "dry_run" in [flag.name for flag in flags.FLAGS.get_key_flags_for_module(script)]

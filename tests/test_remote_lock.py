@@ -58,3 +58,13 @@ def test_after_runs_that_were_killed(folder, shared):
     assert second.held() and not first.held()
     second.close()
     lock(folder, "third", True).close()
+
+
+def test_workers_after_a_run_that_was_killed(folder):
+    run = lock(folder, "run")
+    kill(run)
+    worker = lock(folder, "worker", True)
+    assert worker.held() and worker.alone()
+    run._lease._write(renewal=7)  # it was only stopped
+    assert not worker.held()
+    worker.close()
