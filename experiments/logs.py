@@ -5,14 +5,13 @@ for each row, whose steps are hundredths of a bit, in Weights & Biases a chart f
 """
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from beacon_jax.places import local_only
-from beacon_jax.quant.alphabets import make_alphabet
-from experiments import hosts, mixed
+from experiments import hosts
 from experiments.grid import check_once
+from experiments.reports.series import bits_of
 from experiments.results import Result
 
 FOLDER = "tensorboard"
@@ -28,12 +27,9 @@ def numbers(result: Result) -> dict[str, float]:
     return found
 
 
-def bits_of(result: Result) -> float:
-    """The bits of its alphabet, or of its budget; 0 for the float model."""
-    alphabet = result.cell.alphabet
-    if alphabet.startswith(mixed.PREFIX):
-        return float(alphabet.removeprefix(mixed.PREFIX))
-    return math.log2(len(make_alphabet(alphabet))) if alphabet else 0.0
+def _bits(result: Result) -> float:
+    """Of its column; 0 for the float model."""
+    return bits_of(result.cell.alphabet) if result.cell.alphabet else 0.0
 
 
 def _name(result: Result) -> str:
@@ -55,7 +51,7 @@ def _tensorboard(config: Any) -> Iterator[Log]:
             str(folder / _name(result).replace("/", "∕")), filename_suffix=f".{result.cell.key}"
         ) as writer:
             for name, value in numbers(result).items():
-                writer.add_scalar(name, value, round(100 * bits_of(result)))
+                writer.add_scalar(name, value, round(100 * _bits(result)))
 
     yield log
 
@@ -73,7 +69,7 @@ def _wandb(config: Any) -> Iterator[Log]:
 
         def log(result: Result) -> None:
             found = {f"{name}/{_name(result)}": value for name, value in numbers(result).items()}
-            run.log({"bits": bits_of(result), **found})
+            run.log({"bits": _bits(result), **found})
 
         yield log
 

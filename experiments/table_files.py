@@ -79,7 +79,7 @@ def reported_when_stopped(
             if results:
                 folder.check()
                 report(grid, results, config, task)
-        except (OSError, RenderError) as error:
+        except Exception as error:  # whatever it is, what stopped the run is what is told
             logging.warning("there is no report of what was computed: %s", error)
         raise
 
