@@ -75,10 +75,7 @@ def replace_file(path: str | os.PathLike, write: Callable[[Path], object]) -> No
     with disk_errors(own):
         make_folder(own.parent)
         try:
-            try:
-                write(partial)
-            except SafetensorError as error:  # what it raises for errors of the disk
-                raise OSError(str(error)) from error
+            _call(write, partial)
             with partial.open("rb+") as file:
                 os.fsync(file.fileno())
             partial.replace(own)
@@ -88,14 +85,18 @@ def replace_file(path: str | os.PathLike, write: Callable[[Path], object]) -> No
         sync_folder(own.parent)
 
 
+def _call(write: Callable[[Path], object], path: Path) -> None:
+    try:
+        write(path)
+    except SafetensorError as error:  # what it raises for errors of the disk
+        raise OSError(str(error)) from error
+
+
 def _replace_remote(path, write) -> None:
     with tempfile.TemporaryDirectory(prefix="beacon_jax_") as folder:
         local = Path(folder) / path.name
         with disk_errors(local):
-            try:
-                write(local)
-            except SafetensorError as error:
-                raise OSError(str(error)) from error
+            _call(write, local)
         places.put_file(path, local)
 
 

@@ -41,18 +41,13 @@ def get_config() -> ConfigDict:
     missing = [key for key in base.get_config() if key not in _CONFIG.value]
     if missing:
         raise ValueError(f"the configuration has no {', '.join(missing)}; start from configs/base.py's get_config()")
+    paths = {key: config_help.at(_CONFIG.value, key) for key in _PATHS}
     _CONFIG.value.update_from_flattened_dict(
-        {key: os.path.expanduser(value) for key in _PATHS if (value := _at(_CONFIG.value, key)).startswith("~")}
+        {key: os.path.expanduser(path) for key, path in paths.items() if path.startswith("~")}
     )
     if _CONFIG.value.execution.forward_dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     return _CONFIG.value
-
-
-def _at(config: ConfigDict, key: str) -> str:
-    for part in key.split("."):
-        config = config[part]
-    return config
 
 
 class Failed(Exception):

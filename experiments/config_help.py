@@ -1,9 +1,14 @@
 """The keys of a configuration with their comments, for --help: read from the source of configs/base.py."""
 
+import functools
 import inspect
+import operator
 import re
 import textwrap
 from collections.abc import Iterable, Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from configs import base
 from experiments.methods import method_options
@@ -20,14 +25,15 @@ def asked(argv: Iterable[str]) -> bool:
 
 def config_help() -> str:
     """Each key in the order of configs/base.py with its comment and default there, and the options of the methods."""
+    config = base.get_config()
     lines = ["configuration (with the defaults of configs/base.py; the file that --config names may have others):"]
     for key, is_group, before, comment in _keys():
         if is_group:
             lines += ["", *_wrapped(before, "  ")]
             continue
         said = ": ".join(filter(None, (f"--config.{key}", comment or before)))
-        lines += _wrapped(f"{said} (default: {_at(key)!r})")
-    rows = ", ".join(sorted(base.get_config()[ROWS]))
+        lines += _wrapped(f"{said} (default: {at(config, key)!r})")
+    rows = ", ".join(sorted(config[ROWS]))
     return "\n".join([*lines, "", *_options(), "", *_wrapped(f"rows that config.table.rows may name: {rows}")])
 
 
@@ -55,11 +61,9 @@ def _options() -> list[str]:
     return lines
 
 
-def _at(key: str):
-    value = base.get_config()
-    for part in key.split("."):
-        value = value[part]
-    return value
+def at(config: ConfigDict, key: str) -> Any:
+    """The value of a dotted key."""
+    return functools.reduce(operator.getitem, key.split("."), config)
 
 
 def _wrapped(text: str, first: str = "  ") -> list[str]:

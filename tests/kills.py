@@ -213,11 +213,17 @@ def run(kills: int, folder: Path, names: list[str], seed: int) -> str:
     return f"{total} kills of {', '.join(names)}: nothing lost, mixed or left"
 
 
+def command_line(about, count):
+    """The arguments of a script that kills so many times, if not told otherwise."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--count", type=int, default=count)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
-        parser = argparse.ArgumentParser(description=__doc__)
-        parser.add_argument("--count", type=int, default=100)
-        parser.add_argument("--seed", type=int, default=0)
+        parser = command_line(__doc__, 100)
         parser.add_argument("--scripts", nargs="*", default=list(SCRIPTS), choices=list(SCRIPTS))
         given = parser.parse_args()
         print(run(given.count, Path(temporary), given.scripts, given.seed))

@@ -5,7 +5,6 @@ another is started in its place; one that holds a lease is stopped until it has 
 is left must be what one run alone leaves: every line, bit for bit, and file the same but for times, and nothing more.
 """
 
-import argparse
 import json
 import os
 import random
@@ -158,8 +157,5 @@ def run(count: int, folder: Path, seed: int) -> str:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as temporary:
-        parser = argparse.ArgumentParser(description=__doc__)
-        parser.add_argument("--count", type=int, default=20)
-        parser.add_argument("--seed", type=int, default=0)
-        given = parser.parse_args()
+        given = kills.command_line(__doc__, 20).parse_args()
         print(run(given.count, Path(temporary), given.seed))

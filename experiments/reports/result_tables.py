@@ -1,5 +1,6 @@
 """The tables of results, for any task: its first metric is the main number."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from experiments.reports.table import MISSING, Column, Entry, Matrix, Number, Ta
 from experiments.results import Result
 
 PUBLISHED, CHANGE, LAYER_ERROR, SECONDS, RESULTS, LAYERS = "published change layer_error seconds results layers".split()
-LONG = (RESULTS, LAYERS)  # not for Markdown
+LONG = (RESULTS,)  # not for Markdown
 
 Places = dict[tuple[str, str], list[Result]]
 Metrics = Mapping[str, Metric]
@@ -21,7 +22,7 @@ Metrics = Mapping[str, Metric]
 def result_tables(
     grid: Sequence[Cell], results: Sequence[Result], metrics: Metrics, published: Sequence[tuple] = ()
 ) -> list[Table]:
-    """All tables of results: published numbers if there are any, methods × alphabets, every result, every layer.
+    """The tables of results: published numbers if there are any, methods × alphabets, every result.
 
     Args:
       grid: the cells of the table, which give its rows and columns, run or not.
@@ -33,7 +34,7 @@ def result_tables(
     tables: list[Table] = [*_metric_tables(grid, places, metrics), *_layer_tables(grid, places)]
     if published:
         tables.insert(0, _published(published, places, *next(iter(metrics.items()))))
-    return [*tables, _every_result(results, metrics, published), _every_layer(results)]
+    return [*tables, _every_result(results, metrics, published)]
 
 
 def _by_place(results: Sequence[Result]) -> Places:
@@ -116,28 +117,25 @@ def _change(grid: Sequence[Cell], places: Places, name: str, shown: str, referen
 def _layer_tables(grid: Sequence[Cell], places: Places) -> list[Matrix]:
     """Of the layers alone, which norm tuning leaves as they are."""
     untuned = [cell for cell in grid if cell.tuning is None]
-    error = "Relative output error ‖XW − X̃Ŵ‖²/‖XW‖², mean over the layers, each on the inputs it was calibrated on"
-    seconds = "Seconds to solve all layers, compilation included (a row's first alphabet compiles for all)"
-    return [
-        _matrix(
-            untuned,
-            places,
-            lambda found: _of_layers(found, lambda result: result.layer_error, ".2e"),
-            name=LAYER_ERROR,
-            title=error,
-            quantity="Relative output error, mean over the layers",
-            better="lower",
+    kinds = {
+        LAYER_ERROR: (
+            lambda result: result.layer_error,
+            ".2e",
+            "Relative output error ‖XW − X̃Ŵ‖²/‖XW‖², mean over the layers, each on the inputs it was calibrated on",
+            "Relative output error, mean over the layers",
         ),
-        _matrix(
-            untuned,
-            places,
-            lambda found: _of_layers(found, lambda result: result.seconds, ".1f"),
-            name=SECONDS,
-            title=seconds,
-            quantity="Seconds to solve all layers",
-            better="lower",
+        SECONDS: (
+            lambda result: result.seconds,
+            ".1f",
+            "Seconds to solve all layers, compilation included (a row's first alphabet compiles for all)",
+            "Seconds to solve all layers",
         ),
-    ]
+    }
+    tables = []
+    for name, (value, shown, title, quantity) in kinds.items():
+        entry = functools.partial(_of_layers, value=value, shown=shown)
+        tables.append(_matrix(untuned, places, entry, name=name, title=title, quantity=quantity, better="lower"))
+    return tables
 
 
 def _published(published: Sequence[tuple], places: Places, name: str, metric: Metric) -> Table:
@@ -206,7 +204,7 @@ LAYER_NUMBERS = {
 }
 
 
-def _every_layer(results: Sequence[Result]) -> Table:
+def layer_table(results: Sequence[Result]) -> Table:
     """A line per layer of each result."""
     columns = [Column("row", "method"), Column("alphabet", "bits"), Column("seed", "seed"), Column("layer", "layer")]
     columns += [Column("shape", "shape"), Column("layer_alphabet", "alphabet of the layer")]

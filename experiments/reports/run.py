@@ -17,10 +17,10 @@ from experiments.reports.page import Section, page
 from experiments.reports.result_tables import (
     CHANGE,
     LAYER_NUMBERS,
-    LAYERS,
     PUBLISHED,
     RESULTS,
     SECONDS,
+    layer_table,
 )
 from experiments.reports.table import Column, Matrix, Number, Table
 from experiments.results import Result
@@ -87,7 +87,7 @@ def _sections(tables: Sequence[Table], results: Sequence[Result], facts: Mapping
         sections.append(Section("sizes", "Sizes and seconds", note + " layers, compilation included.", grid(sizes)))
     if tuned := _tuning(results):
         sections.append(Section("tuning", "Norm tuning", "The loss that it lowers, on held-out examples.", grid(tuned)))
-    return [*sections, *_layer_sections(by_name[LAYERS]), *_code_section(results), _identity(facts, results)]
+    return [*sections, *_layer_sections(layer_table(results)), *_code_section(results), _identity(facts, results)]
 
 
 def _bits_note(results: Sequence[Result]) -> str:

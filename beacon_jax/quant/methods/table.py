@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from beacon_jax.quant.array_types import AnyArray
 from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.methods import beacon, beacon_plus, comq, gptq, rtn
+from beacon_jax.quant.methods.beacon_plus_options import BeaconPlusOptions
 from beacon_jax.quant.methods.options import Options
 from beacon_jax.quant.precision import in_dtype
 from beacon_jax.quant.problem import Found, NothingToCalibrateOn, Problem, Solution
@@ -118,6 +119,6 @@ METHODS: dict[str, Method] = {
         ),
         Method("comq", comq.COMQOptions, comq.solve, version=1),
         Method("beacon", beacon.BeaconOptions, beacon.solve, version=1),
-        Method("beacon_plus", beacon_plus.BeaconPlusOptions, beacon_plus.solve, version=1),
+        Method("beacon_plus", BeaconPlusOptions, beacon_plus.solve, version=1),
     )
 }
