@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from experiments.run_folder import RunFolder
 from experiments.task import Task
 
 LINES, MARKDOWN, CSV, REPORT = "results.jsonl", "table.md", "table.csv", "report.html"
+RENDERING_SHARE = 0.1  # of a run's time, at most, for files that show what there is so far
 
 
 class RenderError(ValueError):
@@ -67,17 +69,37 @@ def report(grid: list[Cell], results: dict[str, Result], config, task: Task, com
             write_report(out / REPORT, out.name, tables, here, about, missing=len(grid) - len(here))
 
 
+class SoFar:
+    """`render_all` of a run's results as they come in, as often as RENDERING_SHARE allows."""
+
+    def __init__(self, grid: list[Cell], results: dict[str, Result], config, task: Task):
+        self._of, self._next = (grid, results, config, task), 0.0
+
+    def update(self) -> None:
+        """Another result is there. What cannot be shown is a warning."""
+        start = time.monotonic()
+        if start < self._next:
+            return
+        try:
+            render_all(*self._of)
+        except RenderError as error:  # the end of the run says so again
+            logging.warning("%s", error)
+        end = time.monotonic()
+        self._next = end + (end - start) / RENDERING_SHARE
+
+
 @contextlib.contextmanager
 def reported_when_stopped(
     grid: list[Cell], results: dict[str, Result], config, folder: RunFolder, task: Task
 ) -> Iterator[None]:
-    """Writes the report of what there is when whatever is inside is stopped or fails, and lets that go on."""
+    """Shows what there is in all files when whatever is inside is stopped or fails, and lets that go on."""
     try:
         yield
     except BaseException:
         try:
             if results:
                 folder.check()
+                render_all(grid, results, config, task)
                 report(grid, results, config, task)
         except Exception as error:  # whatever it is, what stopped the run is what is told
             logging.warning("there is no report of what was computed: %s", error)

@@ -10,7 +10,7 @@ shows what there is to do.
 
 import contextlib
 
-from absl import flags, logging
+from absl import flags
 from tqdm import tqdm
 
 from beacon_jax.places import place
@@ -28,7 +28,7 @@ from experiments.table_files import (
     LINES,
     MARKDOWN,
     REPORT,
-    RenderError,
+    SoFar,
     files,
     render_all,
     report,
@@ -60,6 +60,7 @@ def compute(
     `log`.
     """
     task, failures = experiment.task, []
+    so_far = SoFar(grid, results, config, task)
     missing = [cell for cell in grid if cell.key not in results]
     work = ((group, Alone()) for group in grouped(missing))
     if workers is not None:
@@ -76,10 +77,7 @@ def compute(
                         results[result.cell.key] = result
                         folder.append(LINES, result.line(), result.cell.key)
                         log(result)
-                        try:
-                            render_all(grid, results, config, task)
-                        except RenderError as error:  # the end of the run says so again
-                            logging.warning("%s", error)
+                        so_far.update()
                         bar.update(len({cell.key for cell in missing} & results.keys()) - bar.n)
                     lease.check()
                     store.clear()

@@ -32,6 +32,22 @@ def test_of_a_stopped_run_there_is_a_report(tmp_path, config):
         raise KeyboardInterrupt
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "2 results, 1 not computed yet; 2 layers quantized; 100 test examples." in page
+    assert "90.00" in (tmp_path / "table.md").read_text(encoding="utf-8")
+
+
+def test_what_there_is_so_far_is_shown_in_a_tenth_of_the_time(config, monkeypatch):
+    now, shown = [0.0], []
+
+    def rendered(*given):
+        shown.append((now[0], *given))
+        now[0] += 2
+
+    monkeypatch.setattr(table_files.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(table_files, "render_all", rendered)
+    so_far = table_files.SoFar(GRID, {}, config, TASK)
+    for now[0] in (0, 3, 21, 22, 41, 50):
+        so_far.update()
+    assert shown == [(time, GRID, {}, config, TASK) for time in (0, 22, 50)]
 
 
 def test_what_stopped_a_run_is_said_first(tmp_path, config, monkeypatch, caplog):
