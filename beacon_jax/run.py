@@ -199,12 +199,13 @@ class Run:
         return self._placement.call(output_error_and_cosines, kernel, matrix, stats)
 
 
+_dead = jax.jit(lambda stats: stats.dead)
 _OPTIONAL = {"sweeps": "sweeps", "fixed_points": "fixed_point"}
 
 
 def _report(layer, plan, error, cosine, matrix, note, stats, seconds) -> LayerReport:
     # In NumPy, where small sums need no compilation.
-    error, cosine, dead, rows = map(np.asarray, (error, cosine, stats.dead, stats.rows))
+    error, cosine, dead, rows = map(np.asarray, (error, cosine, _dead(stats), stats.rows))
     if not (error >= 0 and np.isfinite(error)) or not (np.abs(cosine) <= 1 + COSINE_SLACK).all():
         raise ValueError(
             f"layer {layer.name}: an output error of {float(error):.3g} and cosines up to "
@@ -226,5 +227,9 @@ def _report(layer, plan, error, cosine, matrix, note, stats, seconds) -> LayerRe
         solve_seconds=seconds[1],
         note=note,
         options=deciding_options(plan),
-        **{key: float(matrix.info[field].mean()) for key, field in _OPTIONAL.items() if field in matrix.info},
+        **{
+            key: float(np.asarray(matrix.info[field]).mean())
+            for key, field in _OPTIONAL.items()
+            if field in matrix.info
+        },
     )

@@ -252,7 +252,7 @@ class GramStats:
 
     def with_float(self, stats: "GramStats") -> "GramStats":
         """These statistics of two streams, with what depends on X alone taken from `stats`, of the same rows."""
-        return dataclasses.replace(self._shifted(self.x_tilde.shift, stats.x_tilde.shift), x=stats.x_tilde)
+        return _with_float(self, stats.x_tilde)
 
     def _shifted(self, shift, float_shift):
         """The same sums about these shifts of X̃ and of X."""
@@ -277,6 +277,11 @@ def _finished(stats: GramStats) -> GramStats:
     return dataclasses.replace(
         stats, x_tilde=stats.x_tilde.mirrored(), x=None if stats.x is None else stats.x.mirrored()
     )
+
+
+@jax.jit
+def _with_float(stats: GramStats, x: Moments) -> GramStats:
+    return dataclasses.replace(stats._shifted(stats.x_tilde.shift, x.shift), x=x)
 
 
 @jax.jit

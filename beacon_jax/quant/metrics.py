@@ -8,6 +8,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float
 
@@ -55,7 +56,7 @@ def _measure(measure, kernel, quantized, stats):
     with in_dtype(dtype):
         W, W_hat = jnp.asarray(kernel, dtype), jnp.asarray(quantized.dequantize(), dtype)
         b = quantized.bias_change
-        b = jnp.zeros((*W.shape[:-2], W.shape[-1]), dtype) if b is None else jnp.asarray(b, dtype)
+        b = jnp.asarray(np.zeros((*W.shape[:-2], W.shape[-1]), dtype) if b is None else b, dtype)
         return jax.tree.map(lambda a: a.astype(stats.dtype), measure(W, W_hat, b, stats.astype(dtype)))
 
 

@@ -105,8 +105,8 @@ class Problem:
 
         def solve(W, stats, live, kernel_unit, input_unit):
             own = dict(W=W, stats=stats, live=live, kernel_unit=kernel_unit, input_unit=input_unit)
-            found = solver(dataclasses.replace(self, **own)).times(kernel_unit, input_unit)
-            return found if stats.residual is not None else found.without((W == 0).all(0))
+            found = solver(dataclasses.replace(self, **own))
+            return found.times(kernel_unit, input_unit, None if stats.residual is not None else W)
 
         arrays = self.W, self.stats, self.live, self.kernel_unit, self.input_unit
         return (solve if self.W.ndim == 2 else jax.vmap(solve))(*arrays)
@@ -128,11 +128,6 @@ class Found:
     info: dict[str, Array] = dataclasses.field(default_factory=dict)
     sound: Bool[Array, "*groups"] | None = None
 
-    def without(self, channels: Bool[Array, " C"]) -> "Found":
-        """The same with nothing at all in these channels, (C,) bool, whatever their codes: kernels of zeros."""
-        offset = None if self.offset is None else jnp.where(channels, 0, self.offset)
-        return dataclasses.replace(self, scale=jnp.where(channels, 0, self.scale), offset=offset)
-
     def where(self, groups: Bool[np.ndarray, " E"], other: "Found") -> "Found":
         """Of some groups, (E,) bool, what another solver found, their bias as it is; the report's arrays stay."""
 
@@ -149,11 +144,16 @@ class Found:
             None if self.sound is None else self.sound | jnp.asarray(groups),
         )
 
-    def times(self, kernel_unit: Float[Array, ""], input_unit: Float[Array, ""]) -> "Found":
-        """The same for a kernel and inputs that are so many times as large."""
-        offset = None if self.offset is None else self.offset * kernel_unit
-        change = None if self.bias_change is None else self.bias_change * kernel_unit * input_unit
-        return dataclasses.replace(self, scale=self.scale * kernel_unit, offset=offset, bias_change=change)
+    def times(
+        self, kernel_unit: Float[Array, ""], input_unit: Float[Array, ""], W: Float[Array, "N C"] | None
+    ) -> "Found":
+        """The same for a kernel and inputs that are so many times as large.
+
+        With the kernel W its channels of zeros have nothing at all, whatever their codes.
+        """
+        own = self.scale, self.offset, self.bias_change
+        scale, offset, change = _times(own, kernel_unit, input_unit, W)
+        return dataclasses.replace(self, scale=scale, offset=offset, bias_change=change)
 
 
 @jax.tree_util.register_dataclass
@@ -201,6 +201,20 @@ def _check_shapes(shape: tuple[int, ...], stats: GramStats) -> None:
     if stats.groups != shape[:-2]:
         given, expected = (f"{g[0]} groups" if g else "one layer" for g in (stats.groups, shape[:-2]))
         raise ValueError(f"the statistics are of {given}, but the kernel of shape {shape} is of {expected}")
+
+
+@jax.jit
+def _times(own, kernel_unit, input_unit, W):
+    scale, offset, change = own
+    if W is not None:
+        zero = (W == 0).all(0)
+        scale = jnp.where(zero, 0, scale)
+        offset = None if offset is None else jnp.where(zero, 0, offset)
+    return (
+        scale * kernel_unit,
+        None if offset is None else offset * kernel_unit,
+        None if change is None else change * kernel_unit * input_unit,
+    )
 
 
 @jax.jit

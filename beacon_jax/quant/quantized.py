@@ -5,10 +5,15 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float, UInt8
 
+from beacon_jax.quant.alphabets import MAX_LEVELS
 from beacon_jax.quant.array_types import AnyArray
+from beacon_jax.quant.precision import in_dtype
+
+FEW_LEVELS = 16
 
 
 @jax.tree_util.register_dataclass
@@ -39,7 +44,12 @@ class QuantizedMatrix:
 
     def dequantize(self) -> Float[Array, "*groups N C"]:
         """The kernel Ŵ, of the shape of the codes; inside another jit the same to the last bit."""
-        return _dequantized(self.codes, self.alphabet, self.scale, self.offset)
+        alphabet = self.alphabet
+        with in_dtype(alphabet.dtype):
+            if not isinstance(alphabet, jax.core.Tracer):  # as long as others, so that one program serves them all
+                length = FEW_LEVELS if len(alphabet) <= FEW_LEVELS else MAX_LEVELS
+                alphabet = np.pad(np.asarray(alphabet), (0, length - len(alphabet)))
+            return _dequantized(self.codes, alphabet, self.scale, self.offset)
 
     def astype(self, dtype) -> "QuantizedMatrix":
         """The same with alphabet, scale and offset in this dtype, and so the dequantized kernel."""

@@ -3,6 +3,7 @@
 Beacon needs none of these; its tie rule uses `least_squares_scale` to decide the level of a channel's first code.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -27,6 +28,7 @@ def least_squares_scale(
     return _best_fraction(w, levels, _full_scale(w, levels, live), lambda s: jnp.zeros_like(s), live)
 
 
+@functools.partial(jax.jit, static_argnames=("scale", "symmetric"))
 def scale_and_offset(
     w: Float[Array, "N C"], levels: Levels, scale: str, symmetric: bool, live: Bool[Array, " N"] | None = None
 ) -> tuple[Float[Array, " C"], Float[Array, " C"]]:

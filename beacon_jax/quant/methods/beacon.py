@@ -100,8 +100,7 @@ def solve(problem: Problem, options: BeaconOptions) -> Found:
     """
     W, offset = problem.W, None
     if options.centering == "mean":
-        mean = W.mean(0)
-        W, offset = W - mean[None, :], mean * _offset_gain(problem.stats)
+        W, offset = _centred(W, problem.stats)
     levels, both_signs, grams = problem.levels, not is_symmetric(problem.alphabet), grams_of(problem.stats)
     how, size = dict(sweeps=options.sweeps, both_signs=both_signs, **options.sizes(W)), options.parts(W)
 
@@ -294,7 +293,11 @@ def grams_of(stats: GramStats) -> Grams:
 
 
 @jax.jit
-def _offset_gain(stats):
-    """⟨X1, X̃1⟩ / ‖X̃1‖², by which the mean's offset changes when the inputs do; 1 where X̃1 = 0 or X̃ = X."""
+def _centred(W, stats):
+    """The kernel without its columns' means, and these (C,) as offsets of what the inputs have become.
+
+    They are times ⟨X1, X̃1⟩ / ‖X̃1‖², which is 1 where X̃ = X and taken as 1 where X̃1 = 0.
+    """
+    mean = W.mean(0)
     cross, norm = stats.G.sum(), stats.H.sum()
-    return jnp.where(norm > 0, cross / jnp.where(norm > 0, norm, 1), 1)
+    return W - mean[None, :], mean * jnp.where(norm > 0, cross / jnp.where(norm > 0, norm, 1), 1)

@@ -96,8 +96,10 @@ def solve(problem: Problem, options: BeaconPlusOptions) -> Found:
     for _ in range(steps.pairs):
         paired = functools.partial(_paired, levels=levels, channel_chunk=run["channel_chunk"])
         best, fixed = sweep(_in_parts(paired, size, objective, *best))
-    codes, scale, offset, change = _finish(W, problem.stats, objective, levels, best[0], residual, bias=free)
-    return Found(codes, scale, offset, change, {"loss": jnp.stack(history), "fixed_point": fixed})
+    codes, scale, offset, change, loss = _finish(
+        W, problem.stats, objective, levels, best[0], residual, history, bias=free
+    )
+    return Found(codes, scale, offset, change, {"loss": loss, "fixed_point": fixed})
 
 
 def _ridge(problem, options):
@@ -202,12 +204,13 @@ def _paired(objective, q, loss, levels, *, channel_chunk):
 
 
 @jit_solver("bias")
-def _finish(W, stats, objective, levels, q, residual, *, bias):
-    """Codes (N, C) and per channel the scale, the offset and the change of the bias."""
+def _finish(W, stats, objective, levels, q, residual, history, *, bias):
+    """Codes (N, C) and per channel the scale, the offset, the change of the bias, and the losses after all steps."""
     c = objective.scale(q)
     z = objective.offset(q, c)
     W_hat = c[None, :] * q if z is None else c[None, :] * q + z[None, :]
-    return levels.index(q), c, z, bias_change(stats, W, W_hat, residual) if bias else None
+    change = bias_change(stats, W, W_hat, residual) if bias else None
+    return levels.index(q), c, z, change, jnp.stack(history)
 
 
 def _better(objective, q, loss, new):

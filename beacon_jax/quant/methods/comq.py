@@ -47,6 +47,7 @@ def solve(problem: Problem, options: COMQOptions) -> Found:
         levels,
         s,
         z,
+        problem.kernel_unit * problem.input_unit,
         sweeps=options.sweeps,
         greedy=options.order == "greedy",
         **options.blocks(W),
@@ -55,12 +56,12 @@ def solve(problem: Problem, options: COMQOptions) -> Found:
         codes,
         s,
         None if options.symmetric else z,
-        info={"objective": objective * jnp.square(problem.kernel_unit * problem.input_unit)},
+        info={"objective": objective},
     )
 
 
 @jit_solver("sweeps", "greedy", "block_size", "block")
-def _solve(W, stats, levels, s, z, *, sweeps, greedy, block_size, block):
+def _solve(W, stats, levels, s, z, unit, *, sweeps, greedy, block_size, block):
     N = W.shape[0]
     H, G, F = stats.H, stats.G, stats.F
     diagonal = jnp.diagonal(H)
@@ -80,7 +81,7 @@ def _solve(W, stats, levels, s, z, *, sweeps, greedy, block_size, block):
         return (q, s), constant - 2 * s * cross + s * s * norm
 
     (q, s), objective = lax.scan(sweep, (start, s), length=sweeps)
-    return levels.index(jnp.zeros_like(W).at[order].set(q[:N])), s, objective
+    return levels.index(jnp.zeros_like(W).at[order].set(q[:N])), s, objective * jnp.square(unit)
 
 
 def _choose(levels, H_tt, h, products, q, s):

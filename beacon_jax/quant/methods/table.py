@@ -80,7 +80,7 @@ class Method:
                 found = found.where(lost, problem.solved_by(lambda own: rtn.solve(own, nearest)))
             if found.sound is not None and not isinstance(found.sound, jax.core.Tracer) and not found.sound.all():
                 raise ValueError(self.unsound.format(dtype=problem.dtype, **dataclasses.asdict(checked)))
-            levels = jnp.asarray(problem.alphabet, problem.dtype)
+            levels = jnp.asarray(problem.alphabet.astype(problem.dtype))
             matrix = QuantizedMatrix(found.codes, levels, found.scale, found.offset, found.info, found.bias_change)
             matrix = _cast(matrix, stats.dtype)
         return Solution(matrix, problem.dtype.name, problem.mean_over_spread, 0 if lost is None else int(lost.sum()))
