@@ -37,8 +37,11 @@ def disk_errors(path: str | os.PathLike, doing: str = "write") -> Iterator[None]
     """An OSError inside becomes one that says what went wrong with which path.
 
     Its class stays, but FileNotFoundError is for what was to be read: a folder that is gone while a file is written is
-    no mistake of whoever named it. A file system that is read-only is PermissionError.
+    no mistake of whoever named it. A file system that is read-only is PermissionError. Of an address places.py says it.
     """
+    if places.is_remote(path):
+        yield
+        return
     try:
         yield
     except OSError as error:  # which has no path where a disk is full
@@ -50,7 +53,7 @@ def disk_errors(path: str | os.PathLike, doing: str = "write") -> Iterator[None]
 def make_folder(folder: Path) -> None:
     """Makes a folder and those that it lies in. NotADirectoryError where a file is in the place of one."""
     for place in (folder, *folder.parents):
-        if place.exists() and not place.is_dir():
+        if places.exists(place) and not places.is_folder(place):
             raise NotADirectoryError(f"{place} is a file, not a folder")
     if not places.is_remote(folder):  # there made with the first file
         folder.mkdir(parents=True, exist_ok=True)
@@ -153,12 +156,13 @@ def try_place(path: str | os.PathLike, size: int = 2**16) -> None:
       OSError: with the path and the reason.
     """
     own = places.place(path)
-    if own.is_dir():
+    if places.is_folder(own):
         raise IsADirectoryError(f"cannot write {own}: a folder is in its place")
     trial = _partial(own)
     if places.is_remote(own):
         places.put(trial, bytes(2**12))
-        trial.unlink()
+        with places.remote_errors(trial, "remove"):
+            trial.unlink()
         return
     with disk_errors(own):
         make_folder(own.parent)

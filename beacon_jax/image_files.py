@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from beacon_jax.places import is_remote, place, remote_errors
+from beacon_jax.places import exists, is_folder, is_remote, place, remote_errors
 from beacon_jax.preprocessing import UnreadableImageError, decoded_formats
 
 MAX_FILE_BYTES = 2**28  # of one image file, as it lies or unpacked from a zip file
@@ -183,9 +183,9 @@ def open_files(root: str) -> FolderFiles | ZipFiles | RemoteFiles:
     FileNotFoundError where there is none, ValueError for a damaged one.
     """
     path = place(root)
-    if not root or not path.exists():
+    if not root or not exists(path):
         raise FileNotFoundError(f"no image folder or zip file at {root!r}; set the data's root")
-    if not path.is_dir():
+    if not is_folder(path):
         return ZipFiles(path)
     return RemoteFiles(path) if is_remote(path) else FolderFiles(path)
 

@@ -81,6 +81,46 @@ def _said(error: Exception) -> str:
     return " ".join([f"{type(error).__name__}:", *str(error).split()])
 
 
+def _asking(path: Any) -> contextlib.AbstractContextManager:
+    return remote_errors(path, "read") if is_remote(path) else contextlib.nullcontext()
+
+
+def exists(path: Any) -> bool:
+    """Whether there is a file or a folder. OSError with the path where that cannot be told."""
+    with _asking(path):
+        return path.exists()
+
+
+def is_file(path: Any) -> bool:
+    """Whether there is a file. OSError with the path where that cannot be told."""
+    with _asking(path):
+        return path.is_file()
+
+
+def is_folder(path: Any) -> bool:
+    """Whether there is a folder. OSError with the path where that cannot be told."""
+    with _asking(path):
+        return path.is_dir()
+
+
+def listed(folder: Any, pattern: str) -> list[Any]:
+    """What is in a folder and fits a pattern of `Path.glob`, in no order. OSError with the path."""
+    with _asking(folder):
+        return list(folder.glob(pattern))
+
+
+def modified(path: Any) -> float:
+    """When a file was written, in nanoseconds. OSError with the path."""
+    with _asking(path):
+        return path.stat().st_mtime_ns
+
+
+def read(path: Any) -> bytes:
+    """All of a file. OSError with the path."""
+    with _asking(path):
+        return path.read_bytes()
+
+
 def put(path: Any, data: bytes, *, only_new: bool = False) -> None:
     """Writes an object whole. With `only_new` FileExistsError where there is one, which the storage itself decides.
 
@@ -113,7 +153,7 @@ def read_all(paths: Iterable[Any]) -> dict[Any, bytes]:
             remote[path.path] = path
             continue
         with contextlib.suppress(FileNotFoundError):
-            found[path] = path.read_bytes()
+            found[path] = read(path)
     if remote:
         first = next(iter(remote.values()))
         with remote_errors(first.parent, "read"):

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from beacon_jax.disk import disk_errors, replace_file
 from beacon_jax.leaves import as_key, is_key, key_name, key_numbers
-from beacon_jax.places import local_copy, place
+from beacon_jax.places import is_file, local_copy, place
 
 VERSION = 2
 KEY = "beacon_jax"
@@ -86,7 +86,7 @@ def read_tensors(path: str | os.PathLike, *, tensors: bool = True) -> TensorFile
       FileNotFoundError: no such file.
       ValueError: a damaged file, or another one.
     """
-    if not place(path).is_file():
+    if not is_file(place(path)):
         raise FileNotFoundError(f"no checkpoint at {str(path)!r}")
     try:
         with local_copy(path) as local, disk_errors(path, "read"), safe_open(local, framework="numpy") as file:

@@ -20,7 +20,7 @@ from pathlib import Path
 from absl import logging
 
 from beacon_jax.disk import create_file, replace_text
-from beacon_jax.places import read_all
+from beacon_jax.places import listed, read_all
 
 HELD, FREE, FAILED = "held", "free", "failed"
 LEAST_SECONDS = 1.0
@@ -81,7 +81,7 @@ class Leases:
     def all(self) -> dict[str, Seen]:
         """{name: its latest lease}."""
         latest: dict[str, int] = {}
-        for path in self._folder.glob("*"):
+        for path in listed(self._folder, "*"):
             if found := re.fullmatch(r"(.+)\.(\d+)", path.name):
                 latest[found[1]] = max(latest.get(found[1], 0), int(found[2]))
         paths = {_path(self._folder, name, number): (name, number) for name, number in latest.items()}
@@ -143,11 +143,11 @@ class Lease:
     def check(self) -> None:
         """Raises LeaseLost where this worker has it no more."""
         following = _path(self._path.parent, self.name, self._own.number + 1)
-        if following.exists():
-            held = read_all([following]).get(following, b"")
-            owner = _parsed(held, self._own.number + 1).owner or "another worker"
+        held = read_all([following, self._path])
+        if following in held:
+            owner = _parsed(held[following], self._own.number + 1).owner or "another worker"
             raise LeaseLost(f"{owner} took over, since the lease had not been renewed for {self._seconds:g} s")
-        if not self._path.exists():
+        if self._path not in held:
             raise LeaseLost(f"the lease {self._path} was removed")
 
     def end(self, state: str = FREE, reason: str = "") -> None:

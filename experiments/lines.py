@@ -15,7 +15,7 @@ from typing import Any
 from absl import logging
 
 from beacon_jax.disk import disk_errors, replace_file, sync_folder
-from beacon_jax.places import is_remote, read_all
+from beacon_jax.places import exists, is_remote, listed, read, read_all
 from experiments import hosts
 
 APART = ".lines"  # at the end of the folder's name, in place of .jsonl
@@ -96,7 +96,7 @@ def _apart(path: Path) -> list[Path]:
 
     Of one key the first counts.
     """
-    found = path.with_suffix(APART).glob("*.json")
+    found = listed(path.with_suffix(APART), "*.json")
     files: dict[str, Path] = {}
     for file in sorted(file for file in found if re.fullmatch(r"\d+(-.*)?", file.stem)):
         files.setdefault(file.stem.partition("-")[2] or file.stem, file)
@@ -131,9 +131,9 @@ def _read_lines(path, parse):
     with disk_errors(path, "read"):  # these first: what is collected meanwhile is in the file then
         apart = {line: str(file) for file, line in read_all(_apart(path)).items()}
     lines = []
-    if path.exists():
+    if exists(path):
         with disk_errors(path, "read"):
-            *complete, _ = path.read_bytes().split(b"\n")
+            *complete, _ = read(path).split(b"\n")
         lines = [(line, f"line {number} of {path}") for number, line in enumerate(complete, 1)]
     there = {line for line, _ in lines}
     parsed = []

@@ -18,6 +18,7 @@ from tabulate import tabulate
 
 from beacon_jax.abstract_run import AbstractPlacement, Program
 from beacon_jax.pipeline import plan_layers
+from beacon_jax.places import listed
 from experiments import mixed
 from experiments.abstract_experiment import AbstractExperiment
 from experiments.amounts import amount, duration
@@ -166,7 +167,7 @@ def _time(groups: list[list[Cell]], past: Layers, experiment: Experiment, out: P
     total, unknown, stored = 0.0, set(), 0
     for group in groups:
         method = group[0].quant["method"]
-        finished = len(list((out / "layers" / group[0].quant_key).glob("*.safetensors")))
+        finished = len(listed(out / "layers" / group[0].quant_key, "*.safetensors"))
         stored += finished
         if method in known:
             model, _ = experiment.traced(experiment.drawn(group[0].calibration_images, group[0].seed))

@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import flags
 
-from beacon_jax.places import place
+from beacon_jax.places import exists, place
 from experiments import common
 from experiments.lines import read_lines
 from experiments.quantize_results import results_of_line
@@ -37,9 +37,9 @@ def read_run(folder: str) -> Run:
       ValueError: files that hold something else.
     """
     path = place(folder)
-    if (path / _TABLES).exists():
+    if exists(path / _TABLES):
         results = read_results(path / _TABLES)
-    elif (path / _QUANTIZE).exists():
+    elif exists(path / _QUANTIZE):
         results = [result for found in read_lines(path / _QUANTIZE, results_of_line) for result in found]
     else:
         raise FileNotFoundError(f"{folder} has neither {_TABLES} nor {_QUANTIZE}; expected a folder of config.out")

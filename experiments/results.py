@@ -13,7 +13,7 @@ from beacon_jax import LayerReport
 from beacon_jax.checkpoint import load_layer, save_layer
 from beacon_jax.disk import disk_errors, replace_text
 from beacon_jax.evaluate import Measured
-from beacon_jax.places import is_remote, remove_folder
+from beacon_jax.places import exists, is_remote, listed, read, remove_folder
 from experiments import hosts
 from experiments.code_counts import CodeCounts, read_counts
 from experiments.grid import Cell
@@ -90,7 +90,7 @@ def read_results(path: Path) -> list[Result]:
 def read_about(path: Path, keys: Sequence[str]) -> dict[str, Any]:
     """The JSON of a file beside stored layers. ValueError, with the path, where it does not have these keys."""
     with disk_errors(path, "read"):
-        held = path.read_bytes()
+        held = read(path)
     try:
         said = json.loads(held)
         complete = all(key in said for key in keys)
@@ -124,13 +124,13 @@ class LayerStore:
 
     def _begin(self) -> None:
         self._check()
-        if self._about is not None and not (self._folder / ABOUT).exists():
+        if self._about is not None and not exists(self._folder / ABOUT):
             replace_text(self._folder / ABOUT, json.dumps(self._about))
 
     def load_choice(self) -> dict[str, Any] | None:
         """What `save_choice` kept, as the first process finds it; None where there is nothing."""
         path = self._folder / "choice.json"
-        return hosts.from_first(read_about(path, ("rules", "shown")) if hosts.first() and path.exists() else None)
+        return hosts.from_first(read_about(path, ("rules", "shown")) if hosts.first() and exists(path) else None)
 
     def load(self) -> dict[str, tuple]:
         """{layer name: (report, quantized kernel)} of all that is kept, as the first process finds it."""
@@ -138,7 +138,7 @@ class LayerStore:
 
     def _load(self):
         finished = {}
-        for path in sorted(self._folder.glob("*.safetensors")):
+        for path in sorted(listed(self._folder, "*.safetensors")):
             matrix, fields = load_layer(path)
             try:
                 report = read_report(fields)

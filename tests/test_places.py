@@ -18,6 +18,7 @@ from beacon_jax.image_files import FolderFiles, ZipFiles, open_files
 from beacon_jax.places import is_remote, local_copy, local_only, place, read_all, remove_folder
 from beacon_jax.preprocessing import UnreadableImageError
 from beacon_jax.sources import open_source
+from experiments.lines import read_lines
 
 upath = pytest.importorskip("upath")
 
@@ -98,7 +99,8 @@ def test_what_a_storage_raises_is_one_sentence(bucket, monkeypatch, tmp_path, er
         raise error
 
     replace_text(bucket / "a", "")
-    for name in ("pipe_file", "put_file", "get_file", "cat"):
+    methods = "pipe_file put_file get_file cat cat_file open exists isfile isdir info glob rm rm_file"
+    for name in methods.split():
         monkeypatch.setattr(type(bucket.fs), name, fail)
     said = rf"^cannot (read|write) {bucket}[^\n]*: {type(error).__name__}: no[^\n]*$"
     for act in (
@@ -107,6 +109,14 @@ def test_what_a_storage_raises_is_one_sentence(bucket, monkeypatch, tmp_path, er
         lambda: try_place(bucket / "b"),
         lambda: local_copy(bucket / "a").__enter__(),
         lambda: read_all([bucket / "a"]),
+        lambda: places.read(bucket / "a"),
+        lambda: places.exists(bucket / "a"),
+        lambda: places.is_file(bucket / "a"),
+        lambda: places.is_folder(bucket / "a"),
+        lambda: places.listed(bucket, "*"),
+        lambda: places.modified(bucket / "a"),
+        lambda: open_files(f"{bucket}/a"),
+        lambda: read_lines(bucket / "a.jsonl", lambda line: line),
     ):
         with pytest.raises(kind, match=said):
             act()

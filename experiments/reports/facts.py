@@ -14,6 +14,7 @@ import numpy as np
 
 from beacon_jax.disk import disk_errors
 from beacon_jax.evaluate import Metric
+from beacon_jax.places import exists, read
 from beacon_jax.version import VERSION
 from experiments.grid import RESULTS_VERSION
 from experiments.reports.table import Column, Table
@@ -54,10 +55,10 @@ def read_facts(folder: Path) -> dict[str, Any]:
       ValueError: a file that holds something else.
     """
     path = folder / FILE
-    if not path.exists():
+    if not exists(path):
         return {}
     with disk_errors(path, "read"):
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = read(path).decode("utf-8", errors="replace")
     try:
         facts = json.loads(text)
         if not all(isinstance(facts[key], dict) for key in ("config", "metrics", "versions")):

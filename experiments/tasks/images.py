@@ -14,7 +14,7 @@ from beacon_jax.data import Batches
 from beacon_jax.evaluate import Agreement, Divergence, RelativeOutputError, Top1, Top5
 from beacon_jax.models import cnn, vit
 from beacon_jax.models.vit import ViT, create_vit
-from beacon_jax.places import local_copy, place
+from beacon_jax.places import is_file, local_copy, place
 from beacon_jax.sources import DATASETS, DIGITS_TEST
 from experiments.task import Task, identity_of
 
@@ -121,7 +121,7 @@ def load_model(config: ConfigDict) -> tuple[ViT, dict]:
 
 def checkpoint_digest(config: ConfigDict) -> str:
     """Of the file with the float parameters; FileNotFoundError where there is none."""
-    if not place(config.model.checkpoint).is_file():
+    if not is_file(place(config.model.checkpoint)):
         raise FileNotFoundError(f"no checkpoint at {config.model.checkpoint!r}")
     with local_copy(config.model.checkpoint) as path, path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

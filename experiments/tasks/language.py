@@ -7,7 +7,7 @@ from beacon_jax import load_params
 from beacon_jax.checkpoint import saved_model
 from beacon_jax.evaluate import Agreement, Divergence, Perplexity
 from beacon_jax.models.decoder import Decoder, create_decoder
-from beacon_jax.places import place
+from beacon_jax.places import place, read
 from experiments.task import Task
 from experiments.text import digest, read_corpus, split_texts
 from experiments.tokens import CONTEXT, ArrayBatches, encode, load_tokenizer, tokenizer_path, windows
@@ -61,5 +61,5 @@ def language(config: ConfigDict) -> Task:
         test=test,
         metrics=METRICS,
         weights=lambda batch: batch["mask"],
-        identity=digest(place(path).read_bytes(), train.arrays["ids"], test.arrays["ids"]),
+        identity=digest(read(place(path)), train.arrays["ids"], test.arrays["ids"]),
     )
