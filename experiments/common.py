@@ -86,7 +86,8 @@ def run(main, *, configured: bool = True, arguments: bool = False) -> None:
                 print(f"\n{config_help.config_help()}")
             sys.exit(0)
         except (AttributeError, KeyError, TypeError) as error:  # what ml_collections raises for a key of --config
-            _end(f"--config has no such key, or one of another type: {error}", WRONG_INPUT)
+            said = config_help.unknown_key(argv) or f"--config has no such key, or one of another type: {error}"
+            _end(said, WRONG_INPUT)
 
     def guarded(argv):
         if not flags.FLAGS["verbosity"].present:

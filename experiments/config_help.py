@@ -1,5 +1,6 @@
 """The keys of a configuration with their comments, for --help: read from the source of configs/base.py."""
 
+import difflib
 import functools
 import inspect
 import operator
@@ -15,6 +16,7 @@ from experiments.methods import method_options
 
 WORDS = {f"{dashes}{word}" for dashes in ("-", "--") for word in ("help", "helpshort", "helpfull")}
 OPTIONS, ROWS = "quant.options", "rows"
+_GIVEN = re.compile(r"--?config\.([\w.]+)")
 _ASSIGNED = re.compile(r"config\.([\w.]+) = (.*?)(?:  # (.*))?")
 
 
@@ -59,6 +61,39 @@ def _options() -> list[str]:
     for (name, said), having in methods.items():
         lines += _wrapped(f"--config.{OPTIONS}.{name}: {said} ({', '.join(having)})")
     return lines
+
+
+def unknown_key(argv: Iterable[str]) -> str | None:
+    """A sentence on the first key of --config in a command line that configs/base.py has not; None without any."""
+    config = base.get_config()
+    known = [key for key, *_ in _keys()] + [f"{OPTIONS}.{name}" for own in method_options().values() for name in own]
+    for word in argv:
+        match = _GIVEN.match(word)
+        if match and not _there(config, match[1]):
+            likely = _like(match[1], known)
+            meant = f"did you mean --config.{likely}?" if likely else "--help names them all"
+            return f"there is no key --config.{match[1]}; {meant}"
+    return None
+
+
+def _like(key: str, known: list[str]) -> str | None:
+    """The known key whose last word is most like a key's, of equal ones the one that is most like it as a whole."""
+
+    def likeness(own: str) -> tuple[float, float]:
+        pairs = (own.split(".")[-1], key.split(".")[-1]), (own, key)
+        last, whole = (difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+        return last, whole
+
+    best = max(known, key=likeness)
+    return best if max(likeness(best)) > 0.75 else None
+
+
+def _there(config: ConfigDict, key: str) -> bool:
+    try:
+        at(config, key)
+    except (KeyError, TypeError):
+        return False
+    return True
 
 
 def at(config: ConfigDict, key: str) -> Any:

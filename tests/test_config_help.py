@@ -3,7 +3,7 @@ from absl import flags
 
 from configs import base
 from experiments import quantize, tables
-from experiments.config_help import OPTIONS, ROWS, asked, config_help
+from experiments.config_help import OPTIONS, ROWS, asked, config_help, unknown_key
 from experiments.methods import method_options
 
 
@@ -38,6 +38,30 @@ def test_has_every_option_with_its_methods():
 def test_is_asked_for():
     assert asked(["tables.py", "--help"]) and asked(["tables.py", "-helpfull"])
     assert not asked(["tables.py", "--config.out=help"])
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("--config.quant.sweps=3", "; did you mean --config.quant.options.sweeps?"),
+        ("--config.alphabet=3", "; did you mean --config.quant.alphabet?"),
+        ("-config.data.nam", "; did you mean --config.data.name?"),
+        ("--config.seed.x=1", "; --help names them all"),
+        ("--config.zzz.yyy=1", "; --help names them all"),
+    ],
+)
+def test_a_key_that_there_is_not(word, said):
+    key = word.lstrip("-").partition("=")[0]
+    assert (
+        unknown_key(["tables", "--config=configs/digits.py", "--config.seed=1", word])
+        == f"there is no key --{key}{said}"
+    )
+
+
+def test_keys_that_there_are():
+    assert (
+        unknown_key(["tables", "--config.quant.options.sweeps=3", "--config.rows.rtn.method=rtn", "--other.x"]) is None
+    )
 
 
 @pytest.mark.parametrize("script", [tables, quantize])

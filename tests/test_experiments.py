@@ -108,7 +108,7 @@ def test_quantize_writes_a_model_that_loads(tmp_path):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--config.quantt=1", "error: --config has no such key"),
+        ("--config.quantt=1", "error: there is no key --config.quantt"),
         ("stray", "error: unexpected arguments stray; a setting is given as --config.key=value"),
         ("--config.quant.alphabet=9", "error: unknown alphabet '9'"),
         ("--nonsense=1", "error: Unknown command line flag 'nonsense'"),
