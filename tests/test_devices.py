@@ -133,8 +133,8 @@ def test_the_solver_exchanges_nothing_but_whether_channels_still_change(rng):
     stats = placement.everywhere(gram(X, X_tilde, dtype=jnp.float32))
     kernel = placement.by_channels(jnp.asarray(W, jnp.float32))
     levels = Levels.of(make_alphabet("2"), jnp.float32)
-    options = dict(sweeps=3, both_signs=False, block_size=8, channel_chunk=None)
-    text = beacon.solve_codes.wide.lower(kernel, beacon.grams_of(stats), levels, **options).compile().as_text()
+    options = dict(room=8, both_signs=False, block_size=8, channel_chunk=None)
+    text = beacon.solve_codes.wide.lower(kernel, beacon.grams_of(stats), levels, 3, **options).compile().as_text()
     collectives = [
         line.split(" = ")[1]
         for line in text.splitlines()

@@ -24,6 +24,7 @@ from beacon_jax.quant.products import code_matmul, large_matmul, matmul
 from beacon_jax.quant.triangular import STRIPES
 
 INNER = 8  # rows whose products follow every single choice
+ROOM = 8  # of what is told of the sweeps, a multiple of so many rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,6 +212,11 @@ def put(
     """`a` with `part` in place from `start` (≥ 0) on along an axis."""
     starts = [start if i == axis else 0 for i in range(a.ndim)]
     return lax.dynamic_update_slice(a, part, starts, allow_negative_indices=False)
+
+
+def room_for(sweeps: int) -> int:
+    """Rows for what is told of so many sweeps: few numbers of rows, so that few solvers are compiled."""
+    return -(-max(sweeps, 1) // ROOM) * ROOM
 
 
 def even_block(n: int, most: int) -> int:

@@ -145,9 +145,9 @@ for alphabet in ("2", (-3.0, -1.0, 0.0, 0.5, 2.0)):
     shape = functools.partial(jax.ShapeDtypeStruct, dtype=np.float32, sharding=on_it)
     levels = jax.tree.map(lambda a: shape(a.shape), Levels.of(make_alphabet(alphabet), np.float32))
     grams = (shape((43, 43)),) * 3
-    sizes = dict(sweeps=2, both_signs=False, block_size=16, channel_chunk=None, block="pallas")
+    sizes = dict(room=8, both_signs=False, block_size=16, channel_chunk=None, block="pallas")
     with jax.set_mesh(mesh):
-        traced = solve_codes.plain.trace(shape((43, 130)), grams, levels, **sizes)
+        traced = solve_codes.plain.trace(shape((43, 130)), grams, levels, 2, **sizes)
         text = traced.lower(lowering_platforms=("tpu",)).compile().as_text()
     print("kernels", text.count("tpu_custom_call"))
 """

@@ -20,7 +20,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from beacon_jax.quant.alphabets import Levels, is_symmetric
 from beacon_jax.quant.compiling import jit_solver
@@ -39,6 +39,7 @@ from beacon_jax.quant.sweep import (
     map_channel_chunks,
     pad_rows,
     pad_square,
+    room_for,
 )
 from beacon_jax.quant.triangular import lower_and_whole, quadratic_form
 
@@ -102,22 +103,24 @@ def solve(problem: Problem, options: BeaconOptions) -> Found:
     if options.centering == "mean":
         W, offset = _centred(W, problem.stats)
     levels, both_signs, grams = problem.levels, not is_symmetric(problem.alphabet), grams_of(problem.stats)
-    how, size = dict(sweeps=options.sweeps, both_signs=both_signs, **options.sizes(W)), options.parts(W)
+    how, size = dict(room=room_for(options.sweeps), both_signs=both_signs, **options.sizes(W)), options.parts(W)
 
     def solved(W):
-        return solve_codes(W, grams, levels, **how)
+        return solve_codes(W, grams, levels, options.sweeps, **how)
 
     codes, facts = side_by_side(solved, size, W)
+    facts["cosine_history"] = facts["cosine_history"][: options.sweeps + 1]
     return Found(codes, facts.pop("scale"), offset, info=facts)
 
 
-@jit_solver("sweeps", "both_signs", "block_size", "block", "channel_chunk")
+@jit_solver("room", "both_signs", "block_size", "block", "channel_chunk")
 def solve_codes(
     W: Float[Array, "N C"],
     grams: Grams,
     levels: Levels,
+    sweeps: int | Int[Array, ""],
     *,
-    sweeps: int,
+    room: int,
     both_signs: bool,
     block_size: int,
     channel_chunk: int | None,
@@ -125,18 +128,19 @@ def solve_codes(
 ) -> tuple[UInt8[Array, "N C"], dict[str, Array]]:
     """Codes (N, C) and the facts of each channel, scale among them, from (H, G, F), the last two None for one stream.
 
-    One trace per layer shape and dtype, whatever the (evenly spaced) alphabet.
+    One trace per layer shape and dtype, whatever the (evenly spaced) alphabet and the number of sweeps, up to `room`,
+    for which the history has rows.
     """
     both = W if not both_signs else jnp.concatenate([W, -W], axis=1)
     q, facts = map_channel_chunks(
-        functools.partial(_solve_channels, grams, levels, sweeps, block_size, block), channel_chunk, both
+        functools.partial(_solve_channels, grams, levels, sweeps, room, block_size, block), channel_chunk, both
     )
     if both_signs:
         q, facts = _better_sign(q, facts)
     return levels.index(q), facts
 
 
-def _solve_channels(grams, levels, sweeps, block_size, block, W):
+def _solve_channels(grams, levels, sweeps, room, block_size, block, W):
     """Greedy start and sweeps for the channels W (N, C): q (N, C) and the facts of each."""
     visit = functools.partial(blocked_pass, block_size=block_size, block=block, codes=levels.exact)
     H, G, F = grams
@@ -150,7 +154,7 @@ def _solve_channels(grams, levels, sweeps, block_size, block, W):
     diagonals = pad_rows((jnp.diagonal(H), jnp.diagonal(G)), block_size)
 
     q, beta = _greedy_start(visit, *padded, diagonals, levels, W, start_h, first_level)
-    history = jnp.zeros((sweeps + 1, *y_norm.shape), y_norm.dtype).at[0].set(_cosine((h * q).sum(0), beta, y_norm))
+    history = jnp.zeros((room + 1, *y_norm.shape), y_norm.dtype).at[0].set(_cosine((h * q).sum(0), beta, y_norm))
 
     def sweep(carry):
         k, q, beta, history, made, moving = carry
@@ -166,7 +170,7 @@ def _solve_channels(grams, levels, sweeps, block_size, block, W):
 
     made, moving = jnp.zeros(y_norm.shape, jnp.int32), jnp.ones(y_norm.shape, bool)
     k, q, beta, history, made, moving = lax.while_loop(unfinished, sweep, (0, q, beta, history, made, moving))
-    after = jnp.arange(sweeps + 1)[:, None] > k
+    after = jnp.arange(room + 1)[:, None] > k
     history = jnp.where(after, history[k][None, :], history)
     a, beta = (h * q).sum(0), quadratic_form(H, q[:N])
     facts = {
@@ -185,7 +189,7 @@ def sweep_codes(
     target: Float[Array, "N C"],
     levels: Levels,
     q: Float[Array, "N C"],
-    sweeps: int,
+    sweeps: int | Int[Array, ""],
     block_size: int,
     block: str = "xla",
 ) -> tuple[Float[Array, "N C"], Bool[Array, " C"]]:

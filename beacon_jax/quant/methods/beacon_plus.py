@@ -32,7 +32,7 @@ from beacon_jax.quant.pairs import pair_moves
 from beacon_jax.quant.problem import Found, Problem
 from beacon_jax.quant.scales import SCALES, least_squares_scale, nonzero, scale_and_offset
 from beacon_jax.quant.side_by_side import side_by_side
-from beacon_jax.quant.sweep import even_block, map_channel_chunks
+from beacon_jax.quant.sweep import even_block, map_channel_chunks, room_for
 
 SCAN = (0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4)  # of the least-squares scale
 AGAIN = (0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2)  # of the scale found; as many as in SCAN, mostly one program for both
@@ -78,8 +78,11 @@ def solve(problem: Problem, options: BeaconPlusOptions) -> Found:
 
     scales = _scan(objective, levels, SCAN_FEW if few else SCAN, both_signs=both_signs)
     if options.start == "greedy":
-        how = dict(sweeps=options.sweeps, both_signs=both_signs, **run)
-        codes, facts = side_by_side(lambda W: beacon.solve_codes(W, objective.grams, levels, **how), size, W)
+        how = dict(room=room_for(options.sweeps), both_signs=both_signs, **run)
+        start = functools.partial(
+            beacon.solve_codes, grams=objective.grams, levels=levels, sweeps=options.sweeps, **how
+        )
+        codes, facts = side_by_side(start, size, W)
         q = levels.at(codes)
         best, fixed = (q, _loss(objective, q)), facts["fixed_point"]
         history.append(best[1])
@@ -166,8 +169,8 @@ def _decoded(objective, q, loss, scales, decoder, levels, *, block_size, block, 
     return _by_channels(decode_channels, objective, channel_chunk, q, loss, scales)
 
 
-@jit_solver("sweeps", "block_size", "block", "channel_chunk")
-def _swept(objective, q, loss, levels, *, sweeps, block_size, block, channel_chunk):
+@jit_solver("block_size", "block", "channel_chunk")
+def _swept(objective, q, loss, levels, sweeps, *, block_size, block, channel_chunk):
     """(q, loss) after up to that many passes, where they are better, and whether each channel's have come to rest."""
 
     def sweep_channels(objective, q, loss):

@@ -15,7 +15,7 @@ from beacon_jax.quant.methods.options import option
 from beacon_jax.quant.problem import Found, Problem
 from beacon_jax.quant.products import matmul
 from beacon_jax.quant.scales import SCALES, scale_and_offset
-from beacon_jax.quant.sweep import Rule, blocked_pass, pad_rows, pad_square
+from beacon_jax.quant.sweep import Rule, blocked_pass, pad_rows, pad_square, room_for
 from beacon_jax.quant.triangular import quadratic_form
 
 ORDERS = ("natural", "greedy")
@@ -48,7 +48,8 @@ def solve(problem: Problem, options: COMQOptions) -> Found:
         s,
         z,
         problem.kernel_unit * problem.input_unit,
-        sweeps=options.sweeps,
+        options.sweeps,
+        room=room_for(options.sweeps),
         greedy=options.order == "greedy",
         **options.blocks(W),
     )
@@ -56,12 +57,12 @@ def solve(problem: Problem, options: COMQOptions) -> Found:
         codes,
         s,
         None if options.symmetric else z,
-        info={"objective": objective},
+        info={"objective": objective[: options.sweeps]},
     )
 
 
-@jit_solver("sweeps", "greedy", "block_size", "block")
-def _solve(W, stats, levels, s, z, unit, *, sweeps, greedy, block_size, block):
+@jit_solver("room", "greedy", "block_size", "block")
+def _solve(W, stats, levels, s, z, unit, sweeps, *, room, greedy, block_size, block):
     N = W.shape[0]
     H, G, F = stats.H, stats.G, stats.F
     diagonal = jnp.diagonal(H)
@@ -73,14 +74,14 @@ def _solve(W, stats, levels, s, z, unit, *, sweeps, greedy, block_size, block):
     H, h, start, diagonal = H[order][:, order], h[order], start[order], diagonal[order]
     M, (h_rows, start, diagonal) = pad_square(H, block_size), pad_rows((h, start, diagonal), block_size)
 
-    def sweep(carry, _):
-        q, s = carry
+    def sweep(k, carry):
+        q, s, objective = carry
         q, _ = blocked_pass(Rule(_choose), (M,), levels, diagonal, h_rows, q, s, block_size=block_size, block=block)
         cross, norm = (h_rows * q).sum(0), quadratic_form(M, q)
         s = jnp.where((norm > 0) & (cross != 0), cross / jnp.where(norm > 0, norm, 1), s)
-        return (q, s), constant - 2 * s * cross + s * s * norm
+        return q, s, objective.at[k].set(constant - 2 * s * cross + s * s * norm)
 
-    (q, s), objective = lax.scan(sweep, (start, s), length=sweeps)
+    q, s, objective = lax.fori_loop(0, sweeps, sweep, (start, s, jnp.zeros((room, *s.shape), s.dtype)))
     return levels.index(jnp.zeros_like(W).at[order].set(q[:N])), s, objective * jnp.square(unit)
 
 

@@ -171,14 +171,15 @@ def test_jit_does_not_change_the_codes(x64, rng):
 
 
 def test_one_trace_per_layer_shape(rng):
-    """Every evenly spaced symmetric alphabet, and any data, shares the compiled solver of its shape."""
+    """Every evenly spaced symmetric alphabet, number of sweeps and any data share the compiled solver of a shape."""
     traced = jax.jit(chex.assert_max_traces(beacon.solve_codes.__wrapped__, n=1), static_argnames=(
-        "sweeps", "both_signs", "block_size", "channel_chunk"))  # fmt: skip
-    for name in ("1.58", "2", "2.32", "2.58", "3", "4", "8"):
+        "room", "both_signs", "block_size", "channel_chunk"))  # fmt: skip
+    for sweeps, name in enumerate(("1.58", "2", "2.32", "2.58", "3", "4", "8")):
         W, X, _ = make_problem(rng, "white", 12, 5)
         levels = Levels.of(make_alphabet(name), jnp.float32)
         grams = beacon.grams_of(gram(X, dtype=jnp.float32))
-        traced(jnp.asarray(W, jnp.float32), grams, levels, sweeps=2, both_signs=False, block_size=8, channel_chunk=None)
+        how = dict(room=8, both_signs=False, block_size=8, channel_chunk=None)
+        traced(jnp.asarray(W, jnp.float32), grams, levels, sweeps, **how)
 
 
 def test_equal_streams_mean_no_error_correction(rng):

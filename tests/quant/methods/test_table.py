@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from beacon_jax.quant.gram import GramStats
+from beacon_jax.quant.methods import beacon, beacon_plus, comq, gptq
 from beacon_jax.quant.methods.table import METHODS
 from beacon_jax.quant.metrics import cosines, relative_output_error
 from tests.quant.problems import KINDS, gram, make_problem
@@ -38,6 +39,27 @@ WITH_ALPHABETS = [
 def layer(rng, kind="mismatch", N=24, C=6):
     W, X, X_tilde = make_problem(rng, kind, N, C)
     return jnp.asarray(W, jnp.float32), gram(X, X_tilde, jnp.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "solver", "options"),
+    [
+        ("gptq", gptq._solve, [{"damping": 0.01}, {"damping": 0.1}]),
+        ("comq", comq._solve, [{"sweeps": 3}, {"sweeps": 1}, {"sweeps": 8}]),
+        ("beacon", beacon.solve_codes, [{"sweeps": 3}, {"sweeps": 0}, {"sweeps": 8}]),
+        ("beacon_plus", beacon_plus._swept, [{"sweeps": 3}, {"sweeps": 1, "ridge": 0.5}]),
+    ],
+)
+def test_options_that_are_numbers_share_a_compiled_solver(rng, name, solver, options):
+    kernel, stats = layer(rng)
+    solver.wide.clear_cache()
+    results = [METHODS[name](kernel, stats, alphabet, **own) for own in options for alphabet in ("1.58", "2")]
+    assert solver.wide._cache_size() == 1
+    histories = [result.info.get("cosine_history", result.info.get("objective")) for result in results[::2]]
+    if name in ("beacon", "comq"):
+        assert [len(history) - (name == "beacon") for history in histories] == [own["sweeps"] for own in options]
+    codes = [np.asarray(result.codes).tobytes() for result in results]
+    assert len(set(codes)) > len(options)
 
 
 @pytest.mark.parametrize(("name", "options", "alphabet"), WITH_ALPHABETS, ids=str)
