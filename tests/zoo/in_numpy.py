@@ -15,9 +15,10 @@ def computed(observe):
     observe(primitive, arrays, parameters, output) is called after each one, and after each convolution, with NumPy
     arrays.
     """
-    impls = {primitive: primitive.impl for primitive in (*TABLE, lax.conv_general_dilated_p)}
+    impls = {primitive: primitive.impl for primitive in (*TABLE, lax.conv_general_dilated_p, lax.stage_p)}
     for primitive, impl in impls.items():
         primitive.impl = functools.partial(_run, primitive, impl, observe)
+    lax.stage_p.impl = jax.device_put  # what makes an array of a number
     try:
         yield
     finally:
@@ -116,7 +117,6 @@ TABLE = {
     lax.square_p: _of_arrays(np.square),
     lax.squeeze_p: lambda x, *, dimensions: x.squeeze(dimensions),
     lax.stack_p: lambda *arrays, axis, **_: np.stack(arrays, axis),
-    lax.stage_p: np.asarray,
     lax.sub_p: _of_arrays(np.subtract),
     lax.tanh_p: _of_arrays(np.tanh),
     lax.transpose_p: lambda x, *, permutation: x.transpose(permutation),
