@@ -9,6 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+IMPORTS = ("experiments.common", "experiments.experiment", "experiments.reports.run")
+
 
 class Done(NamedTuple):
     """How a command ended, and what it wrote."""
@@ -18,10 +20,10 @@ class Done(NamedTuple):
     stderr: str
 
 
-def run_all(lines, folder, imports=("experiments.common", "experiments.experiment"), **environment) -> list[Done]:
+def run_all(lines, folder, **environment) -> list[Done]:
     """What becomes of each [module, *arguments], run one after the other like python -m; `folder` is for what they
     write."""
-    command = [sys.executable, "-m", "tests.scripts", json.dumps([lines, str(folder), imports])]
+    command = [sys.executable, "-m", "tests.scripts", json.dumps([lines, str(folder)])]
     subprocess.run(command, check=True, timeout=600, env=os.environ | environment)
     return [Done(*json.loads((folder / f"{i}.json").read_text(encoding="utf-8"))) for i in range(len(lines))]
 
@@ -38,8 +40,8 @@ def _run(line, out, err):
 
 
 def main():
-    lines, folder, imports = json.loads(sys.argv[1])
-    for name in imports:
+    lines, folder = json.loads(sys.argv[1])
+    for name in IMPORTS:
         import_module(name)
     for i, line in enumerate(lines):
         texts = [Path(folder, f"{i}.{kind}") for kind in ("out", "err")]
