@@ -46,7 +46,7 @@ def load_params(path: str | os.PathLike, like: Any = None) -> Any:
     file = read_tensors(path)
     if file.kind != "params":
         raise ValueError(f"{path} holds a quantized {_KINDS[file.kind]}; read it with load_{file.kind}")
-    return tree_of(path, {name: jnp.asarray(a) for name, a in file.tensors.items()}, like)
+    return tree_of(path, {name: jax.device_put(a) for name, a in file.tensors.items()}, like)
 
 
 _KINDS = {"quantized": "model", "layer": "layer"}

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from beacon_jax.devices import Placement
@@ -53,4 +52,4 @@ class QuantizedLeaves:
 
     def _replace(self, leaf: int, value: np.ndarray) -> None:
         on_mesh = self.placement.mesh is not None
-        self.values[leaf] = self.placement.everywhere(value) if on_mesh else jnp.asarray(value)
+        self.values[leaf] = self.placement.everywhere(value) if on_mesh else jax.device_put(value)

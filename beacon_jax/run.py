@@ -164,7 +164,7 @@ class Run:
     ) -> tuple[LayerReport, QuantizedMatrix]:
         """A layer of a group, quantized, and what was done to it. Raises NothingToCalibrateOn as methods do."""
         layer, plan = self._by_name[name], self.plan[name]
-        kernel = jnp.asarray(layer.place.read(self.leaves[layer.leaf]))
+        kernel = jax.device_put(layer.place.read(self.leaves[layer.leaf]))
         start = time.perf_counter()
         try:
             matrix, note = self.solved(name, kernel, stats)

@@ -15,6 +15,7 @@ from beacon_jax.models.vit import create_vit
 from experiments.experiment import Experiment
 from experiments.task import make_task
 
+ROUNDING = 1e-6  # relative: the same numbers on another machine
 _COLUMNS = [*"layer shape method alphabet levels".split(), "bits per weight", "error", "options"]
 
 
@@ -82,7 +83,10 @@ def evaluated(config: ConfigDict, path: str | Path) -> str:
 def _compared(now: Measured, then: Measured) -> str:
     if now.count != then.count:
         return f"of {then.count} test examples"
-    return "the same" if now.value == then.value else f"{now.value - then.value:+.2g}"
+    if now.value == then.value:
+        return "the same"
+    rounding = math.isclose(now.value, then.value, rel_tol=ROUNDING)
+    return "the same but for rounding" if rounding else f"{now.value - then.value:+.2g}"
 
 
 def export(path: str | Path, out: str | Path, naming: str, model: str | None = None) -> str:

@@ -31,7 +31,7 @@ WIDTHS = {"2": 2, "3": 3, "4": 4}
 
 
 def normal(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    return jax.device_put(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
 
 
 # Layers of several shapes: with and without a bias, of 3 groups, and two that are slices of one leaf.
@@ -44,6 +44,7 @@ PARAMS = {
 NAMES = ["in", "experts", "stack[0]", "stack[1]", "out"]
 
 
+@jax.jit
 def apply(params, batch):
     x = nn.relu(batch["x"] @ params["in"]["kernel"] + params["in"]["bias"][None])
     x = nn.relu(jnp.einsum("ben,enc->bec", x.reshape(-1, 3, 4), params["experts"])).sum(1)
@@ -105,6 +106,7 @@ def test_the_choice_is_the_best_of_all(plan):
 
 
 def test_errors_and_sensitivities_are_measured(plan):
+    @jax.jit
     def hidden(x):
         x = nn.relu(x @ PARAMS["in"]["kernel"] + PARAMS["in"]["bias"][None])
         return nn.relu(jnp.einsum("ben,enc->bec", x.reshape(-1, 3, 4), PARAMS["experts"])).sum(1)

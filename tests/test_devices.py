@@ -74,7 +74,7 @@ def test_codes_equal_those_of_one_device(x64, method):
     rng = np.random.default_rng(3)
     batches = [rng.normal(size=(n, 8, 8, 1)) for n in (16, 16, 5)]
     shapes = MODEL.param_shapes()
-    params = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape) * 0.3, jnp.float64), shapes)
+    params = jax.tree.map(lambda p: jax.device_put(rng.normal(size=p.shape) * 0.3), shapes)
     layers = "head" if method == "beacon_plus" else SOME  # one is enough where each takes seconds to compile
     spec = QuantSpec(method=method, alphabet="3", layers=layers, options=OPTIONS[method])
     one = quantize(MODEL, params, batches, spec)
@@ -96,7 +96,7 @@ def float32_problem():
     rng = np.random.default_rng(3)
     batches = [rng.normal(size=(16, 8, 8, 1)).astype(np.float32) for _ in range(2)]
     shapes = MODEL.param_shapes()
-    return jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape) * 0.3, jnp.float32), shapes), batches
+    return jax.tree.map(lambda p: jax.device_put((rng.normal(size=p.shape) * 0.3).astype(np.float32)), shapes), batches
 
 
 @pytest.mark.slow

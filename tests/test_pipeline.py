@@ -24,7 +24,7 @@ def problem():
     rng = np.random.default_rng(3)
     batches = [rng.normal(size=(n, 8, 8, 1)).astype(np.float32) for n in (8, 8, 5)]
     shapes = MODEL.param_shapes()
-    return jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape) * 0.3, jnp.float32), shapes), batches
+    return jax.tree.map(lambda p: jax.device_put((rng.normal(size=p.shape) * 0.3).astype(np.float32)), shapes), batches
 
 
 @pytest.fixture
@@ -263,7 +263,7 @@ def test_float_statistics_of_something_else_are_refused(problem, changed, x64):
     )
     quantize(MODEL, params, batches, float_stats=shared, **given)
     if changed == "params":
-        params = jax.tree.map(lambda a: a + 1e-3, params)
+        params = jax.tree.map(lambda a: np.asarray(a) + np.float32(1e-3), params)
     elif changed == "batches":
         batches = [*batches[:-1], -batches[-1]]
     elif changed == "weights":

@@ -1,5 +1,6 @@
 """Random quantization problems of every kind that the solvers must survive."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -26,8 +27,8 @@ def make_problem(rng, kind: str, N: int, C: int, rows: int | None = None):
 
 
 def gram(X, X_tilde=None, dtype=jnp.float64) -> GramStats:
-    X_tilde = None if X_tilde is None or X_tilde is X else jnp.asarray(X_tilde, dtype)
-    return GramStats.zeros(X.shape[1], dtype).update(jnp.asarray(X, dtype), X_tilde)
+    X_tilde = None if X_tilde is None or X_tilde is X else jax.device_put(np.asarray(X_tilde, dtype))
+    return GramStats.zeros(X.shape[1], dtype).update(jax.device_put(np.asarray(X, dtype)), X_tilde)
 
 
 def levels_of(result) -> np.ndarray:

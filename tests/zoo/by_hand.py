@@ -42,4 +42,4 @@ def insert(params, kernels):
         flat[np.argsort(flat)] = new.ravel()[np.argsort(use.kernel, None)].astype(leaf.dtype)
         target[...] = flat.reshape(target.shape)
     paths, structure = jax.tree_util.tree_flatten_with_path(params)
-    return structure.unflatten([jax.numpy.asarray(leaves[naive.path_of(path)]) for path, _ in paths])
+    return structure.unflatten([jax.device_put(leaves[naive.path_of(path)]) for path, _ in paths])

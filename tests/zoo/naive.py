@@ -5,7 +5,6 @@ numbers are those of a parameter is a kernel, the other is data; which parameter
 (E, N, C) and rows (E, m, N) are formed in NumPy, a convolution's patches position by position.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import math
@@ -13,6 +12,8 @@ import math
 import jax
 import numpy as np
 from jax import lax
+
+from tests.zoo import in_numpy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,13 @@ def capture(apply, params, batch) -> dict[str, Use | None]:
     return layers
 
 
+def run(apply, params, batch, observe=lambda *_: None):
+    """The model's outputs, computed by NumPy step by step; see `in_numpy.computed` for `observe`."""
+    batch = jax.tree.map(jax.device_put, batch)  # nnx.scan takes no NumPy array as carry without jit
+    with jax.disable_jit(), in_numpy.computed(observe):
+        return apply(params, batch)
+
+
 def path_of(path) -> str:
     """A leaf's path joined with "/"; the box around a leaf (nn.Partitioned, nnx.Param) does not count."""
     keys = [key for key in path if key != jax.tree_util.GetAttrKey("value")]
@@ -54,9 +62,13 @@ def named_leaves(params) -> dict[str, np.ndarray]:
 def _uses(apply, params, batch):
     """(layer name, use) for each product of data with a parameter, in the order in which they run."""
     candidates = list(_candidates(named_leaves(params)))
-    batch = jax.tree.map(jax.numpy.asarray, batch)  # nnx.scan takes no NumPy array as carry without jit
-    with jax.disable_jit(), _recorded() as products:
-        apply(params, batch)
+    products, forms = [], {lax.dot_general_p: _dot, lax.conv_general_dilated_p: _conv}
+
+    def observe(primitive, operands, details, output):
+        if primitive in forms:
+            products.append((forms[primitive], tuple(map(np.asarray, operands)), details, np.asarray(output)))
+
+    run(apply, params, batch, observe)
     for form, operands, details, output in products:
         owned = [_matches(operand, candidates) for operand in operands]
         for side, other in ((0, 1), (1, 0)):
@@ -68,29 +80,6 @@ def _uses(apply, params, batch):
                     _check(rows @ kernel, output)
                 for name, leaf, columns in owners:
                     yield name, Use(kind, kernel[:, :, columns], rows, leaf)
-
-
-@contextlib.contextmanager
-def _recorded():
-    """Lists (form, (lhs, rhs), details, output) of all products that are computed, whatever traced them before."""
-    products, forms = [], {lax.dot_general_p: _dot, lax.conv_general_dilated_p: _conv}
-
-    def listening(form, impl):
-        def computed(lhs, rhs, **details):
-            output = impl(lhs, rhs, **details)
-            products.append((form, (np.asarray(lhs), np.asarray(rhs)), details, np.asarray(output)))
-            return output
-
-        return computed
-
-    impls = {primitive: primitive.impl for primitive in forms}
-    for primitive, form in forms.items():
-        primitive.impl = listening(form, primitive.impl)
-    try:
-        yield products
-    finally:
-        for primitive, impl in impls.items():
-            primitive.impl = impl
 
 
 def _candidates(leaves):

@@ -18,20 +18,20 @@ OFF = dict(start="greedy", bias=False, ridge=0.0, effort="fast", beam=0)
 
 
 def solve(W, stats, alphabet="2", has_bias=False, **options):
-    kernel = jnp.asarray(W, stats.dtype)
+    kernel = jax.device_put(np.asarray(W, stats.dtype))
     return METHODS["beacon_plus"].solve(kernel, stats, alphabet, has_bias=has_bias, **options).matrix
 
 
 def losses_of(W, stats, result, ridge, **free):
     """The objective of a result's codes, but for a constant of each channel."""
-    objective = Objective.of(jnp.asarray(W, stats.dtype), stats, jnp.asarray(ridge, stats.dtype), **free)
-    return np.asarray(objective.loss(jnp.asarray(levels_of(result), stats.dtype)))
+    objective = Objective.of(jax.device_put(np.asarray(W, stats.dtype)), stats, jnp.asarray(ridge, stats.dtype), **free)
+    return np.asarray(objective.loss(jax.device_put(np.asarray(levels_of(result), stats.dtype))))
 
 
 @pytest.mark.parametrize("alphabet", ["2", "int2", "-1,0,2.5"])
 @pytest.mark.parametrize("kind", ["white", "low_rank", "dead_mismatch"])
 def test_with_all_steps_off_it_is_beacon(x64, rng, alphabet, kind):
-    W, X, X_tilde = make_problem(rng, kind, 14, 5)
+    W, X, X_tilde = make_problem(rng, kind, 7, 5)
     stats = gram(X, X_tilde)
     plain = METHODS["beacon"](jnp.asarray(W), stats, alphabet)
     off = solve(W, stats, alphabet, has_bias=True, **OFF)
@@ -57,7 +57,7 @@ def test_no_step_makes_a_channel_worse(rng, kind, free):
 def test_near_the_exact_optimum(x64, rng, alphabet):
     """By enumeration of all codes; at most 1.5 % above it on average."""
     levels = make_alphabet(alphabet)
-    N = {3: 8, 4: 7, 8: 5, 16: 4}[levels.size]
+    N = {3: 7, 4: 7, 8: 5, 16: 4}[levels.size]
     everything = np.array(list(itertools.product(levels, repeat=N)))
     above = {"default": [], "paper": []}
     for _ in range(6):
@@ -115,13 +115,13 @@ def test_any_block_size_and_channel_chunk_gives_the_same(x64, rng):
 
 
 def test_float32_finds_what_float64_finds(rng):
-    W, X, X_tilde = make_problem(rng, "mismatch", 40, 16, rows=400)
+    W, X, X_tilde = make_problem(rng, "mismatch", 48, 24, rows=400)
     single = solve(W, gram(X, X_tilde, dtype=jnp.float32), has_bias=True, effort="fast")
     assert single.scale.dtype == jnp.float32
     with jax.enable_x64(True):
         stats = gram(X, X_tilde)
         double = solve(W, stats, has_bias=True, effort="fast")
-        ridge = 40 / (2 * 400)
+        ridge = 48 / (2 * 400)
         a, b = (losses_of(W, stats, result, ridge, bias=True, offset=False) for result in (single, double))
         norm = np.asarray(Objective.of(jnp.asarray(W), stats, jnp.asarray(ridge), bias=True, offset=False).norm)
     assert abs(a.sum() - b.sum()) <= 1e-4 * norm.sum()

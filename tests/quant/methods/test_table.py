@@ -38,7 +38,7 @@ WITH_ALPHABETS = [
 
 def layer(rng, kind="mismatch", N=24, C=6):
     W, X, X_tilde = make_problem(rng, kind, N, C)
-    return jnp.asarray(W, jnp.float32), gram(X, X_tilde, jnp.float32)
+    return jax.device_put(W.astype(np.float32)), gram(X, X_tilde, jnp.float32)
 
 
 @pytest.mark.parametrize(
@@ -68,11 +68,11 @@ def test_invariants(rng, name, options, alphabet):
     result = METHODS[name](kernel, stats, alphabet, **options)
     assert result.codes.shape == result.shape == kernel.shape
     assert result.codes.dtype == jnp.uint8
-    assert result.codes.max() < len(result.alphabet)
+    assert np.max(result.codes) < len(result.alphabet)
     assert result.scale.shape == (kernel.shape[1],)
     restored = result.dequantize()
     assert restored.shape == kernel.shape and restored.dtype == jnp.float32
-    assert jnp.isfinite(restored).all()
+    assert np.isfinite(restored).all()
     levels = np.asarray(result.alphabet)[np.asarray(result.codes)]
     offset = 0 if result.offset is None else np.asarray(result.offset)
     np.testing.assert_allclose(restored, levels * np.asarray(result.scale) + offset, rtol=1e-6)
@@ -91,15 +91,15 @@ LARGEST_ERROR = {"rtn": 0.33, "gptq": 0.25, "comq": 0.2, "beacon": 0.16, "beacon
 def test_survives_every_kind_of_inputs(rng, name, kind):
     kernel, stats = layer(rng, kind)
     result = METHODS[name](kernel, stats, "2")
-    assert jnp.isfinite(result.dequantize()).all()
+    assert np.isfinite(result.dequantize()).all()
     assert 0 <= relative_output_error(kernel, result, stats) < LARGEST_ERROR[name]
-    assert jnp.all(jnp.abs(cosines(kernel, result, stats)) <= 1 + 1e-5)
+    assert np.all(np.abs(cosines(kernel, result, stats)) <= 1 + 1e-5)
 
 
 @pytest.mark.parametrize(("name", "options"), CASES, ids=str)
 def test_channels_without_weights_stay_so(rng, name, options):
     kernel, stats = layer(rng)
-    restored = METHODS[name](kernel.at[:, 2].set(0), stats, "2", **options).dequantize()
+    restored = METHODS[name](jax.device_put(np.where(np.arange(6) == 2, 0, kernel)), stats, "2", **options).dequantize()
     np.testing.assert_allclose(restored[:, 2], 0, atol=1e-12)
 
 
@@ -112,8 +112,8 @@ def test_eight_bits_are_nearly_exact(rng, name):
 @pytest.mark.parametrize("name", METHODS)
 def test_bad_problems_get_one_clear_sentence(rng, name):
     kernel, stats = layer(rng)
-    bad = jnp.full_like(kernel, jnp.nan)
-    broken = dataclasses.replace(stats, x_tilde=jax.tree.map(lambda a: a * jnp.inf, stats.x_tilde))
+    bad = jax.device_put(np.full_like(kernel, np.nan))
+    broken = dataclasses.replace(stats, x_tilde=jax.tree.map(lambda a: a * np.float32(np.inf), stats.x_tilde))
     for arguments, message in (
         (
             (kernel[0], stats, "2"),
@@ -153,7 +153,7 @@ def test_bad_options(rng, name, options, message):
 
 def test_gptq_says_when_its_damping_is_too_small(rng):
     X = rng.normal(size=(200, 3)) @ rng.normal(size=(3, 24))
-    kernel, stats = jnp.asarray(rng.normal(size=(24, 6)), jnp.float32), gram(X, dtype=jnp.float32)
+    kernel, stats = jax.device_put(rng.normal(size=(24, 6)).astype(np.float32)), gram(X, dtype=jnp.float32)
     with pytest.raises(ValueError, match="not positive definite in float32; damping=1e-09 is too small"):
         METHODS["gptq"](kernel, stats, "4", damping=1e-9)
 
@@ -171,17 +171,18 @@ def groups_of_layers(rng, kinds=("mismatch", "dead_mismatch", "correlated"), N=1
     layers = []
     for kind in kinds:
         W, X, X_tilde = make_problem(rng, kind, N, C)
-        layers.append((jnp.asarray(W), gram(X, np.array(X_tilde))))
-    return jax.tree.map(lambda *a: jnp.stack(a), *layers), layers
+        layers.append((jax.device_put(W), gram(X, np.array(X_tilde))))
+    return jax.tree.map(lambda *a: jax.device_put(np.stack(a)), *layers), layers
 
 
 def assert_each_group_is_solved_as_alone(found, method, layers):
+    found = jax.tree.map(np.asarray, found)
     for e, layer in enumerate(layers):
         expected = method(*layer)
         decided = slice(None)
         if method.func.name == "beacon_plus":  # the last bit of equal losses decides for inputs that are always zero
-            decided = np.asarray(jnp.diagonal(layer[1].H)) > 0
-        np.testing.assert_array_equal(found.codes[e][decided], expected.codes[decided])
+            decided = np.diagonal(layer[1].H) > 0
+        np.testing.assert_array_equal(found.codes[e][decided], np.asarray(expected.codes)[decided])
         np.testing.assert_allclose(found.scale[e], expected.scale, rtol=1e-9)
         for key, value in expected.info.items():
             np.testing.assert_allclose(found.info[key][e], value, rtol=1e-6, atol=1e-9)
