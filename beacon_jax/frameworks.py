@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.errors
 import flax.linen as nn
 import jax
 from flax import nnx
@@ -19,7 +20,7 @@ def as_function(model: Any, params: Any) -> tuple[Callable[[Any, Any], Any], Any
 
     Raises:
       ValueError: parameters for an NNX module, none for another model, or all collections of a Linen module; by the
-        function, an NNX module whose BatchNorm or Dropout is in training mode.
+        function, an NNX module whose BatchNorm or Dropout is in training mode, or a Linen module with other variables.
     """
     if isinstance(model, nnx.Module):
         if params is not None:
@@ -36,8 +37,18 @@ def as_function(model: Any, params: Any) -> tuple[Callable[[Any, Any], Any], Any
                 'params holds the collection "params" itself: pass variables["params"], or a function apply(params, '
                 "batch) for a module with other variables"
             )
-        return lambda p, batch: model.apply({"params": p}, batch), params
+        return functools.partial(_run_linen, model), params
     return model, params
+
+
+def _run_linen(module, params, batch):
+    try:
+        return module.apply({"params": params}, batch)
+    except flax.errors.ScopeCollectionNotFound as error:
+        raise ValueError(
+            "the Linen module reads variables that are not among its parameters, such as batch statistics; pass a "
+            f"function apply(params, batch) that gives it all of them: {error}"
+        ) from error
 
 
 def _run_module(graph, rest, params, batch):

@@ -16,7 +16,8 @@ from beacon_jax.packed import PackedLeaf, is_packed
 def run_packed(apply: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     """The function (params, batch) → outputs of parameters some of which are a PackedLeaf, for use under jit.
 
-    The outputs are those of `apply(dequantize(params), batch)`, to the last bit. There compilers are free to work all
+    The outputs are those of `apply(dequantize(params), batch)`: to the last bit as far as the kernels decide it, while
+    compilers may fuse what lies between them in another way, and so round it otherwise. There they are free to work all
     kernels out at the start, so that all are float in memory at once; here each waits for the data that it is
     multiplied with. What is inside a loop or a jit of the function's own gets its kernels before that starts.
 

@@ -78,7 +78,7 @@ def save_quantized(
 
     Raises:
       ValueError: no result of `quantize`; parameters of other shapes or dtypes than those quantized, or of a dtype that
-        files do not hold; or a quantized kernel that was changed.
+        files do not hold; a quantized kernel that was changed; or a metric that is no Measured.
     """
     if not isinstance(result, QuantizedModel):
         raise ValueError(f"expected the QuantizedModel that quantize returned, got {type(result).__name__}")
@@ -107,7 +107,7 @@ def save_quantized(
         "model": model,
         "fingerprint": fingerprint,
         "licence": licence,
-        "metrics": {name: _about_metric(measured) for name, measured in (metrics or {}).items()},
+        "metrics": {name: _about_metric(name, measured) for name, measured in (metrics or {}).items()},
     }
     write_tensors(path, "quantized", tensors, about)
 
@@ -158,8 +158,10 @@ def _about_leaf(leaf: PackedLeaf) -> dict[str, Any]:
     return {"shape": list(leaf.shape), "dtype": leaf.dtype, "layers": layers}
 
 
-def _about_metric(measured: Measured) -> dict[str, float | int]:
+def _about_metric(name: str, measured: Measured) -> dict[str, float | int]:
     """In JSON's types, whatever numbers a metric of one's own gave."""
+    if not isinstance(measured, Measured):
+        raise ValueError(f"metrics are {{name: Measured}} as evaluate returns them, but {name} is {measured!r}")
     return {"value": float(measured.value), "stderr": float(measured.stderr), "count": int(measured.count)}
 
 

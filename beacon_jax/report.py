@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from beacon_jax.graph.model import Model
+from beacon_jax.graph.multiplications import multiplications
 from beacon_jax.quant.packing import packed_bytes
 from beacon_jax.quant.quantized import QuantizedMatrix
 from beacon_jax.spec import QuantSpec
@@ -74,8 +75,9 @@ class LeafCoverage:
 @dataclasses.dataclass(frozen=True)
 class Coverage:
     """What was done to every parameter leaf, and of all: parameters (their number), quantized (fraction of them),
-    multiplications (fraction of the model's, in products and convolutions, that has a quantized kernel), and
-    bits_per_parameter, of codes, scales, offsets and what stays as it is.
+    multiplications (fraction of the model's, in products and convolutions, that has a quantized kernel; those inside
+    cond, while and shard_map are among the model's), and bits_per_parameter, of codes, scales, offsets and what stays
+    as it is.
     """
 
     leaves: tuple[LeafCoverage, ...]
@@ -174,20 +176,6 @@ def _bits(matrix: QuantizedMatrix) -> int:
 
 def _multiplications(model: Model, done) -> float:
     """The fraction of the multiplications of products and convolutions that has a kernel among `done`."""
-    program = model.first.program
-    total = 0
-    for equation in program.equations:
-        out = math.prod(program.avals[equation.outputs[0]].shape)
-        if equation.name == "dot_general":
-            (contract, _), _ = equation.params["dimension_numbers"]
-            shape = _shape(program, equation.inputs[0])
-            total += out * math.prod(shape[i] for i in contract)
-        elif equation.name == "conv_general_dilated":
-            kernel = _shape(program, equation.inputs[1])
-            total += out * math.prod(kernel) // kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+    total = sum(multiplications(equation.eqn) for equation in model.first.program.equations)
     layers = model.first.found.layers
     return sum(use.multiplications for layer in layers if layer.name in done for use in layer.uses) / max(total, 1)
-
-
-def _shape(program, atom):
-    return program.avals[atom].shape if isinstance(atom, int) else atom.aval.shape

@@ -74,6 +74,14 @@ def test_a_linen_module_itself(rng):
     np.testing.assert_array_equal(apply(params, x), net.apply({"params": params}, x))
 
 
+def test_a_linen_module_with_batch_statistics():
+    net, x = nn.BatchNorm(use_running_average=True), np.ones((20, 4), np.float32)
+    variables = net.init(jax.random.key(0), x)
+    apply, params = as_function(net, variables["params"])
+    with pytest.raises(ValueError, match=r"reads variables that are not among its parameters.*batch_stats"):
+        apply(params, x)
+
+
 def test_mistakes(rng):
     net = Net(nnx.Rngs(0))
     with pytest.raises(ValueError, match="an NNX module holds its own parameters; pass params=None"):

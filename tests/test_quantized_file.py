@@ -100,6 +100,13 @@ def test_what_a_file_would_lose_is_refused(path, change, message):
     assert path.read_bytes() == before
 
 
+def test_a_bare_number_is_no_metric(path):
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"metrics are \{name: Measured\} as evaluate returns them, but top1 is 98\.5"):
+        save_quantized(path, make_result(), metrics={"top1": 98.5})
+    assert path.read_bytes() == before
+
+
 def test_a_tree_of_another_form(tmp_path, rng):
     params = [{"a/b": jnp.asarray(rng.normal(size=(3, 8, 4)), jnp.float32)}, (jnp.ones(4),)]
 

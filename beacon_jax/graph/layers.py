@@ -98,6 +98,7 @@ _READ = {
     "shard_map": "used inside a shard_map",
     "dot_general": "multiplied by other parameters, not by data",
     "conv_general_dilated": "multiplied by other parameters, not by data",
+    "ragged_dot_general": "multiplied by groups of rows whose sizes depend on data (ragged_dot_general)",
 }
 
 

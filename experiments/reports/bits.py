@@ -24,7 +24,7 @@ from bokeh.palettes import Category10, Category20
 from bokeh.plotting import figure
 
 from experiments.reports.page import WIDTH
-from experiments.reports.series import CUT, Series, series_of, ticks
+from experiments.reports.series import Series, cut_below, series_of, ticks
 from experiments.reports.table import MISSING, Matrix
 
 _MARKERS = "circle square triangle diamond inverted_triangle plus x star hex asterisk".split()
@@ -91,8 +91,9 @@ def _figure(table: Matrix, found: list[Series], colours: list[str], sources: lis
     notes = [f"{table.examples:,} test examples"] if table.examples else []
     if table.reference is not None:
         notes.append(f"float model {table.reference.shown}" + ("" if log else " (dashed)"))
-    if table.better == "higher" and table.reference is not None and min(values) < low:
-        notes.append(f"more than {CUT:.0%} below it is cut off")
+    lowest = cut_below(table, found)
+    if lowest is not None:
+        notes.append(f"values below {lowest:.4g} are cut off")
     if notes:
         plot.add_layout(Title(text="; ".join(notes), text_font_style="normal", text_font_size="12px"), "above")
     plot.add_layout(Title(text=table.quantity, text_font_size="13px"), "above")
@@ -136,7 +137,7 @@ def _draw(plot, found: list[Series], colours: list[str], floor: float | None, so
 
 
 def _limits(table: Matrix, found: list[Series], log: bool) -> tuple[float, float]:
-    """Of the axis: all points; where higher is better nothing much worse than the float model (see CUT)."""
+    """Of the axis: all points; where higher is better nothing much worse than the float model (see `cut_below`)."""
     numbers = [number for one in found for *_, number in one.points]
     low, high = min(n.value - (n.error or 0.0) for n in numbers), max(n.value + (n.error or 0.0) for n in numbers)
     if log:
@@ -144,8 +145,8 @@ def _limits(table: Matrix, found: list[Series], log: bool) -> tuple[float, float
     if table.reference is not None:
         value = table.reference.value
         low, high = min(low, value), max(high, value)
-        if table.better == "higher":
-            low = max(low, value - CUT * abs(value))
+    lowest = cut_below(table, found)
+    low = low if lowest is None else lowest
     margin = 0.05 * (high - low) or 0.5
     return low - margin, high + margin
 

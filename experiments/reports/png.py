@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
 from experiments.grid import FLOAT
-from experiments.reports.series import CUT, KINDS, series_of, ticks
+from experiments.reports.series import KINDS, cut_below, series_of, ticks
 from experiments.reports.table import Matrix
 
 # How points at alphabets of each kind are joined.
@@ -21,8 +21,8 @@ _JOINED = (
 def plot(table: Matrix, path: Path) -> None:
     """The quantity against the bits of the alphabet, a colour for each row, norm tuning dotted.
 
-    What is much worse than the float model (see CUT) is off the picture, so that the rest can be told apart; where
-    lower is better the axis is logarithmic instead. Lines join alphabets of one kind alone (see `series.kind_of`).
+    What is much worse than the float model is off the picture (see `series.cut_below`); where lower is better the axis
+    is logarithmic instead. Lines join alphabets of one kind alone (see `series.kind_of`).
     """
     found = series_of(table)
     figure = Figure(figsize=(9, 5), layout="constrained")
@@ -42,7 +42,14 @@ def plot(table: Matrix, path: Path) -> None:
     if any(one.tuned for one in found):
         axes.plot([], [], color="black", linestyle=":", marker=".", label="the same + norm tuning")
     if table.reference is not None:
-        _float_line(axes, table)
+        axes.axhline(table.reference.value, color="black", linestyle="--", linewidth=1, label=FLOAT)
+        if table.better == "lower" and axes.dataLim.ymin > 0:  # the limits of the axes have a margin
+            axes.set_yscale("log")
+    lowest = cut_below(table, found)
+    if lowest is not None:
+        high = axes.get_ylim()[1]
+        axes.set_ylim(lowest - 0.03 * (high - lowest), high)
+        axes.set_title(f"values below {lowest:.4g} are cut off", fontsize="small")
     places = ticks(found)
     axes.xaxis.set_major_locator(FixedLocator(list(places)))
     axes.set_xticklabels(["\n".join(names) for names in places.values()])
@@ -50,18 +57,3 @@ def plot(table: Matrix, path: Path) -> None:
     if found or table.reference is not None:
         axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=120, format="png")
-
-
-def _float_line(axes, table: Matrix) -> None:
-    """The float model's value, and the limits that it gives the picture."""
-    value = table.reference.value
-    axes.axhline(value, color="black", linestyle="--", linewidth=1, label=FLOAT)
-    low, high = axes.get_ylim()
-    if table.better == "lower":
-        if axes.dataLim.ymin > 0:  # the limits of the axes have a margin
-            axes.set_yscale("log")
-        return
-    lowest = value - CUT * abs(value)
-    if low < lowest:
-        axes.set_ylim(lowest, high)
-        axes.set_title(f"values more than {CUT:.0%} below the float model's are cut off", fontsize="small")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import statistics
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from experiments import mixed
 from experiments.grid import TUNED
 from experiments.reports.table import Matrix, Number
 
-CUT = 0.15  # of the float model's value: what is lower, where higher is better, is off the picture
+CUT = 0.15  # of the float model's value, see `cut_below`
 # Kinds of alphabets, by `kind_of`.
 KINDS = ("half-integer levels", "symmetric with a 0", "integer grids", "mixed")
 
@@ -71,3 +72,16 @@ def ticks(found: list[Series]) -> dict[float, list[str]]:
     for bits, alphabet in sorted({(p[0], p[1]) for one in found for p in one.points}):
         places.setdefault(round(bits, 6), {})[alphabet] = None
     return {bits: list(names) for bits, names in places.items()}
+
+
+def cut_below(table: Matrix, found: list[Series]) -> float | None:
+    """The value below which points are off the picture, so that the rest can be told apart; None where all are on it.
+
+    Where higher is better that is CUT below the float model's value, and less where half of the points would be off.
+    """
+    values = [number.value for one in found for *_, number in one.points]
+    if table.better != "higher" or table.reference is None or not values:
+        return None
+    value = table.reference.value
+    lowest = min(value - CUT * abs(value), statistics.median_low(values))
+    return lowest if min(values) < lowest else None
