@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from beacon_jax.calibration_data import checked_batch, checked_weights
+from beacon_jax.calibration_data import checked_batch, checked_weights, shapes_told
 from beacon_jax.calibration_step import Step, add_batch
 from beacon_jax.devices import Placement
 from beacon_jax.execution import Execution
@@ -99,17 +99,21 @@ class Calibration:
         """Takes in the batches, and adds them to the fingerprint.
 
         Raises:
-          ValueError: no batches; one that is no pytree of arrays, is empty, not finite, or of another structure than
-            the first; weights that do not fit.
+          ValueError: no batches; one that is no pytree of arrays, is empty, not finite, of another structure than the
+            first, or of shapes that the model does not take beside the first one's; weights that do not fit.
         """
         if isinstance(batches, (np.ndarray, jax.Array)):
             raise ValueError(f"expected several batches, got one array of shape {batches.shape}; put it into a list")
         if not isinstance(batches, Iterable):
             raise ValueError(f"expected batches to iterate over, got {type(batches).__name__}")
+        first: list[tuple[int, ...]] = []
         for i, batch in enumerate(batches):
             leaves = checked_batch(batch, i)
             own = None if weights is None else checked_weights(weights(batch), leaves, i)
-            self.add(jax.tree.unflatten(jax.tree.structure(batch), leaves), own)
+            shapes = [np.shape(a) for a in leaves]
+            first = first or shapes
+            with shapes_told(i, shapes, first):
+                self.add(jax.tree.unflatten(jax.tree.structure(batch), leaves), own)
             if fingerprint is not None:
                 fingerprint.add([*leaves, *([] if own is None else [own])])
         if not self._signatures:

@@ -1,10 +1,14 @@
 """What a user hands over to calibrate on, checked before it is used: batches, and weights of their rows."""
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from beacon_jax.graph.program import Unsupported
 
 
 def checked_batch(batch: Any, i: int) -> list[np.ndarray]:
@@ -48,3 +52,23 @@ def checked_weights(weights: Any, leaves: list[np.ndarray], i: int) -> np.ndarra
     if not np.isfinite(weights).all() or (weights < 0).any():
         raise ValueError(f"weights of batch {i} must be finite and not negative")
     return weights
+
+
+@contextlib.contextmanager
+def shapes_told(i: int, shapes: Sequence[tuple[int, ...]], first: Sequence[tuple[int, ...]]) -> Iterator[None]:
+    """Around reading the model for the i-th batch: whatever it raises for arrays that are not as the first batch's.
+
+    Arrays that differ in their first axis alone, the examples, are as those. ValueError with the shapes of both.
+    """
+    try:
+        yield
+    except Unsupported:
+        raise
+    except Exception as error:  # whatever a model raises
+        if len(shapes) != len(first) or [shape[1:] for shape in shapes] == [shape[1:] for shape in first]:
+            raise
+        given, expected = (", ".join(map(str, own)) for own in (shapes, first))
+        said = " ".join([f"{type(error).__name__}:", *str(error).strip().split("\n")[0].split()])
+        raise ValueError(
+            f"the model does not take calibration batch {i} of shape {given}, where the first was of {expected}: {said}"
+        ) from error

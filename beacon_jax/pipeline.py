@@ -137,7 +137,7 @@ def plan_layers(
         ]
         if left:
             said = "; ".join(f"{name}: {why}" for name, why in left[:6]) + ("; …" if len(left) > 6 else "")
-            raise ValueError(f"strict: {len(left)} parameters are left in float and no rule names them ({said})")
+            raise ValueError(f"strict: left in float, and no rule names them: {len(left)} of the parameters ({said})")
     for layer in found.layers:
         if rows is not None and layer.name in plan:
             _check_rows(layer, rows(layer.name), examples, spec.allow_few_rows)
@@ -148,7 +148,9 @@ def _check_rows(layer: Layer, rows: int, examples: int, few_allowed: bool) -> No
     inputs = layer.shape[-2]
     if rows < inputs and not few_allowed:
         if not rows:
-            raise ValueError(f"none of the {examples} calibration examples gives {layer.name} a row of positive weight")
+            raise ValueError(
+                f"none of the {examples} calibration examples gives layer {layer.name} a row of positive weight"
+            )
         raise ValueError(
             f"too few calibration examples: {examples} give {rows} rows for the {inputs} inputs of {layer.name}; "
             f"use at least {-(-inputs * examples // rows)}, or allow_few_rows=True"

@@ -248,7 +248,7 @@ def test_what_is_to_be_written_is_something_else(tmp_path, write, says):
 
 
 def test_weights_that_leave_no_rows():
-    with pytest.raises(ValueError, match="none of the 10 calibration examples gives w a row of positive weight"):
+    with pytest.raises(ValueError, match="none of the 10 calibration examples gives layer w a row of positive weight"):
         quantize(product, PARAMS, BATCHES, SPEC, weights=lambda x: np.zeros(len(x)))
 
 

@@ -400,6 +400,7 @@ def test_bad_calibration(problem):
         (blocks(), [batches[0], {"image": batches[0]}], "batches must have one structure: the first is"),
         (blocks(), [batches[0], batches[0][:0]], "calibration batch 1 is empty"),
         (blocks(), [batches[0], batches[1] * np.nan], "calibration batch 1 holds NaN or infinity"),
+        (blocks(), [batches[0], batches[0][:, 1:]], r"not take calibration batch 1 of shape \(.*\), where the first"),
         (blocks(), [batches[0][:2]], "2 give 34 rows for the 64 inputs of blocks_0/mlp/fc2; use at least 4"),
         (QuantSpec(layers="nothing"), batches, "no layer matches 'nothing'; the layers are patch_embed/proj .dense."),
         (blocks(rules=({"layers": "nothing"},)), batches, "no layer matches 'nothing'"),

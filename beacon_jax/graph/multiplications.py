@@ -15,12 +15,13 @@ def multiplications(eqn: core.JaxprEqn) -> int:
     """
     name, params = eqn.primitive.name, eqn.params
     shapes = [getattr(atom.aval, "shape", ()) for atom in eqn.invars]
+    outputs = math.prod(getattr(eqn.outvars[0].aval, "shape", ())) if eqn.outvars else 0
     if name == "dot_general":
         (contract, _), _ = params["dimension_numbers"]
-        return eqn.outvars[0].aval.size * math.prod(shapes[0][i] for i in contract)
+        return outputs * math.prod(shapes[0][i] for i in contract)
     if name == "conv_general_dilated":
         kernel = shapes[1]
-        return eqn.outvars[0].aval.size * math.prod(kernel) // kernel[params["dimension_numbers"].rhs_spec[0]]
+        return outputs * math.prod(kernel) // kernel[params["dimension_numbers"].rhs_spec[0]]
     if name == "ragged_dot_general":  # each row is multiplied by the kernel of its own group alone
         numbers = params["ragged_dot_dimension_numbers"]
         (_, contract), (_, batch) = numbers.dot_dimension_numbers
