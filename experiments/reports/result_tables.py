@@ -127,7 +127,7 @@ def _layer_tables(grid: Sequence[Cell], places: Places) -> list[Matrix]:
         SECONDS: (
             lambda result: result.seconds,
             ".1f",
-            "Seconds to solve all layers, compilation included (once for a row's alphabets, and for its asymmetric ones)",
+            "Seconds to solve all layers, compilation included (once for all alphabets, once for asymmetric ones)",
             "Seconds to solve all layers",
         ),
     }
