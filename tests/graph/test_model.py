@@ -115,8 +115,8 @@ def test_strict_names_what_is_left(rng):
         return (x @ p["a"][:, :2]) @ p["b"][:2] + p["bias"]
 
     for rules, left in (
-        ((), r"3 parameters .*bias: added; a: parts of it are no layer; b: parts of it"),
-        (({"layers": "bias", "skip": True}, {"layers": "a|b", "skip": False}), "2 parameters"),
+        ((), r"3 of the parameters .*bias: added; a: parts of it are no layer; b: parts of it"),
+        (({"layers": "bias", "skip": True}, {"layers": "a|b", "skip": False}), "2 of the parameters"),
     ):
         spec = dataclasses.replace(SPEC, strict=True, rules=rules, layers="[ab].*")
         with pytest.raises(ValueError, match=left):
