@@ -125,7 +125,7 @@ class AbstractPlacement(Placement):
         env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*map(self.shape_of, closed.consts), *args), strict=True))
 
         def value(atom):
-            return self.shape_of(atom.val) if isinstance(atom, core.Literal) else env[atom]
+            return self.shape_of(atom.aval) if isinstance(atom, core.Literal) else env[atom]
 
         for eqn in jaxpr.eqns:
             program = self._program(eqn, [value(a) for a in eqn.invars])

@@ -46,9 +46,10 @@ class QuantizedMatrix:
         """The kernel Ŵ, of the shape of the codes; inside another jit the same to the last bit."""
         alphabet = self.alphabet
         with in_dtype(alphabet.dtype):
-            if not isinstance(alphabet, jax.core.Tracer):  # as long as others, so that one program serves them all
-                length = FEW_LEVELS if len(alphabet) <= FEW_LEVELS else MAX_LEVELS
-                alphabet = np.pad(np.asarray(alphabet), (0, length - len(alphabet)))
+            # As long as others, so that one program serves them all.
+            missing = (FEW_LEVELS if len(alphabet) <= FEW_LEVELS else MAX_LEVELS) - len(alphabet)
+            traced = isinstance(alphabet, jax.core.Tracer)
+            alphabet = jnp.pad(alphabet, (0, missing)) if traced else np.pad(np.asarray(alphabet), (0, missing))
             return _dequantized(self.codes, alphabet, self.scale, self.offset)
 
     def astype(self, dtype) -> "QuantizedMatrix":
