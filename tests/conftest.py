@@ -39,6 +39,8 @@ def pytest_configure(config):
             flags = f"{flags} {QUICK_FLAGS}".strip()
         os.environ |= {"XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
         jax.config.update("jax_disable_most_optimizations", True)
+    if not hasattr(config, "cache"):  # with -p no:cacheprovider
+        return
     folder = str(config.cache.mkdir(f"jax-{hashlib.sha256(flags.encode()).hexdigest()[:8]}"))
     os.environ |= {"JAX_COMPILATION_CACHE_DIR": folder, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     jax.config.update("jax_compilation_cache_dir", folder)
