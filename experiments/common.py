@@ -122,7 +122,7 @@ def run(main, *, configured: bool = True, arguments: bool = False) -> None:
 def _keep_compiled_code() -> None:
     if _CACHE.value and jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", os.path.expanduser(_CACHE.value))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def make_execution(
