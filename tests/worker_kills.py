@@ -102,8 +102,9 @@ class Workers:
             for _ in range(self.ended()):
                 self.start(kill=False)
             time.sleep(0.1)
-        os.kill(process, signal.SIGCONT)
-        self.stopped = process if held and process in self.logs else None
+        if process in self.logs:  # else it was just being killed
+            os.kill(process, signal.SIGCONT)
+            self.stopped = process if held else None
         assert following.exists() or not held, "nobody took over from a worker that was stopped"
         return held
 
