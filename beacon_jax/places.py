@@ -109,10 +109,10 @@ def listed(folder: Any, pattern: str) -> list[Any]:
         return list(folder.glob(pattern))
 
 
-def modified(path: Any) -> float:
-    """When a file was written, in nanoseconds. OSError with the path."""
+def stat(path: Any) -> Any:
+    """What is known of a file, as os.stat says it: st_size, st_mtime_ns. OSError with the path."""
     with _asking(path):
-        return path.stat().st_mtime_ns
+        return path.stat()
 
 
 def read(path: Any) -> bytes:

@@ -12,6 +12,7 @@ from beacon_jax.disk import try_place
 from beacon_jax.evaluate import Measured
 from beacon_jax.models.export import save_state_dict
 from beacon_jax.models.vit import create_vit
+from beacon_jax.places import stat
 from experiments.experiment import Experiment
 from experiments.task import make_task
 
@@ -45,7 +46,7 @@ def about(path: Path, leaves: Mapping[str, object], record: ModelRecord) -> str:
     """Lines on the whole file."""
     packed = {name for name, leaf in leaves.items() if isinstance(leaf, PackedLeaf)}
     weights = sum(math.prod(leaf.shape) for leaf in leaves.values())
-    size = path.stat().st_size
+    size = stat(path).st_size
     state = "checksums are right" if record.version > 1 else "no checksums"
     lines = [
         f"{path}: format version {record.version}, {state}",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from beacon_jax.places import is_remote, listed, modified
+from beacon_jax.places import is_remote, listed, stat
 from experiments import hosts
 from experiments.grid import Cell
 from experiments.provenance import taken
@@ -64,7 +64,7 @@ def remove_finished(folder: RunFolder, finished: Callable[[str, dict[str, Any]],
 
 def _folders(path: Path) -> list[tuple[Path, dict[str, Any]]]:
     """(folder, what its layers are about), the latest last."""
-    found = sorted(listed(path / "layers", f"*/{ABOUT}"), key=lambda about: (modified(about), str(about)))
+    found = sorted(listed(path / "layers", f"*/{ABOUT}"), key=lambda about: (stat(about).st_mtime_ns, str(about)))
     return [
         (about.parent, read_about(about, ("settings", "made_with")))
         for about in found

@@ -17,6 +17,7 @@ from beacon_jax import METHODS, Execution, GramStats, QuantSpec, quantize
 from beacon_jax.devices import Placement, make_mesh
 from beacon_jax.quant.alphabets import Levels, make_alphabet
 from beacon_jax.quant.methods import beacon
+from beacon_jax.quant.objective import grams_of
 from beacon_jax.streams import ActivationStream
 from experiments import hosts
 from tests.quant.problems import gram, make_problem
@@ -134,7 +135,7 @@ def test_the_solver_exchanges_nothing_but_whether_channels_still_change(rng):
     kernel = placement.by_channels(jnp.asarray(W, jnp.float32))
     levels = Levels.of(make_alphabet("2"), jnp.float32)
     options = dict(room=8, both_signs=False, block_size=8, channel_chunk=None)
-    text = beacon.solve_codes.wide.lower(kernel, beacon.grams_of(stats), levels, 3, **options).compile().as_text()
+    text = beacon.solve_codes.wide.lower(kernel, grams_of(stats), levels, 3, **options).compile().as_text()
     collectives = [
         line.split(" = ")[1]
         for line in text.splitlines()

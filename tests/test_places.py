@@ -114,7 +114,7 @@ def test_what_a_storage_raises_is_one_sentence(bucket, monkeypatch, tmp_path, er
         lambda: places.is_file(bucket / "a"),
         lambda: places.is_folder(bucket / "a"),
         lambda: places.listed(bucket, "*"),
-        lambda: places.modified(bucket / "a"),
+        lambda: places.stat(bucket / "a"),
         lambda: open_files(f"{bucket}/a"),
         lambda: read_lines(bucket / "a.jsonl", lambda line: line),
     ):

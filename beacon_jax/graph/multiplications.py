@@ -1,7 +1,6 @@
 """How many multiplications an equation takes, in products and convolutions, what it runs inside of it included."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 from jax.extend import core
@@ -27,7 +26,7 @@ def multiplications(eqn: core.JaxprEqn) -> int:
         (_, contract), (_, batch) = numbers.dot_dimension_numbers
         shared = {*contract, *batch, *numbers.rhs_group_dimensions}
         return math.prod(shapes[0]) * math.prod(n for i, n in enumerate(shapes[1]) if i not in shared)
-    inside = [sum(map(multiplications, jaxpr.eqns)) for jaxpr in _functions(params)]
+    inside = [sum(map(multiplications, jaxpr.eqns)) for jaxpr in core.jaxprs_in_params(params)]
     if name == "cond":
         return max(inside)
     return _runs(name, params) * sum(inside)
@@ -39,12 +38,3 @@ def _runs(name: str, params: dict[str, Any]) -> int:
     if name == "shard_map":
         return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
     return 1
-
-
-def _functions(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
-    for value in params.values():
-        for part in value if isinstance(value, (tuple, list)) else (value,):
-            if isinstance(part, core.ClosedJaxpr):
-                yield part.jaxpr
-            elif isinstance(part, core.Jaxpr):
-                yield part

@@ -152,12 +152,7 @@ def bind(eqn: core.JaxprEqn, values: Sequence[Any]) -> Sequence[Any]:
     try:
         out = eqn.primitive.bind(*values, **eqn.params)
     except TypeError as error:
-        if any(isinstance(part, (core.Jaxpr, core.ClosedJaxpr)) for part in _parts(eqn.params)):
+        if any(True for _ in core.jaxprs_in_params(eqn.params)):
             raise Unsupported(f"{eqn.primitive.name} inside the function is not supported") from error
         raise
     return out if eqn.primitive.multiple_results else [out]
-
-
-def _parts(params):
-    for value in params.values():
-        yield from value if isinstance(value, (tuple, list)) else (value,)

@@ -30,6 +30,18 @@ Grams = tuple[
 ]  # H, G, F; H alone for one stream
 
 
+@jax.jit
+def grams_of(stats: GramStats) -> Grams:
+    """H, G and F (G and F None for one stream) times a power of two that brings diag(H) near 1.
+
+    Products of six of them must fit in float32. It changes no code, and cancels in the scale.
+    """
+    H, others = stats.H, (None, None) if stats.one_stream else (stats.G, stats.F)
+    _, exponent = jnp.frexp(jnp.diagonal(H).mean())
+    factor = jnp.ldexp(jnp.ones((), H.dtype), -exponent)
+    return jax.tree.map(lambda a: a * factor, (H, *others))
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Objective:

@@ -24,11 +24,10 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 from beacon_jax.quant.alphabets import Levels, is_symmetric
 from beacon_jax.quant.compiling import jit_solver
-from beacon_jax.quant.gram import GramStats
 from beacon_jax.quant.methods.best_level import best_level
 from beacon_jax.quant.methods.block_options import BlockOptions
 from beacon_jax.quant.methods.options import option
-from beacon_jax.quant.objective import Grams
+from beacon_jax.quant.objective import Grams, grams_of
 from beacon_jax.quant.precision import tie_tolerance
 from beacon_jax.quant.problem import Found, Problem
 from beacon_jax.quant.scales import least_squares_scale, nonzero
@@ -282,18 +281,6 @@ def _better_sign(q, facts):
 def _cosine(a, beta, y_norm):
     norm = jnp.sqrt(jnp.maximum(beta, 0)) * y_norm
     return jnp.where(norm > 0, a / jnp.where(norm > 0, norm, 1), 0)
-
-
-@jax.jit
-def grams_of(stats: GramStats) -> Grams:
-    """H, G and F (G and F None for one stream) times a power of two that brings diag(H) near 1.
-
-    Products of six of them must fit in float32. It changes no code, and cancels in the scale.
-    """
-    H, others = stats.H, (None, None) if stats.one_stream else (stats.G, stats.F)
-    _, exponent = jnp.frexp(jnp.diagonal(H).mean())
-    factor = jnp.ldexp(jnp.ones((), H.dtype), -exponent)
-    return jax.tree.map(lambda a: a * factor, (H, *others))
 
 
 @jax.jit

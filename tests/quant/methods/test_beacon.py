@@ -9,6 +9,7 @@ import pytest
 from beacon_jax.quant.alphabets import NAMED, Levels, make_alphabet
 from beacon_jax.quant.methods import beacon, oracle
 from beacon_jax.quant.methods.table import METHODS
+from beacon_jax.quant.objective import grams_of
 from tests.quant.problems import KINDS, gram, levels_of, make_problem
 
 SWEEPS = 4
@@ -177,7 +178,7 @@ def test_one_trace_per_layer_shape(rng):
     for sweeps, name in enumerate(("1.58", "2", "2.32", "2.58", "3", "4", "8")):
         W, X, _ = make_problem(rng, "white", 12, 5)
         levels = Levels.of(make_alphabet(name), jnp.float32)
-        grams = beacon.grams_of(gram(X, dtype=jnp.float32))
+        grams = grams_of(gram(X, dtype=jnp.float32))
         how = dict(room=8, both_signs=False, block_size=8, channel_chunk=None)
         traced(jnp.asarray(W, jnp.float32), grams, levels, sweeps, **how)
 
